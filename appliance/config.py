@@ -1,0 +1,88 @@
+"""Settings, read once: flags over `HOB_*` variables over `hob.toml` over the defaults below.
+
+The class is the one table of settings: the command line, the reference page and the errors come from it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_config_path, user_data_path
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from appliance.errors import SettingsError
+
+
+def config_files() -> list[Path]:
+    """Files that are read, later ones winning: the system's, the person's, the one HOB_CONFIG names."""
+    files = [Path("/etc/hob/hob.toml"), user_config_path("hob") / "hob.toml"]
+    if named := os.environ.get("HOB_CONFIG"):
+        files.append(Path(named))
+    return files
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Immutable; made once by `load_settings`."""
+
+    model_config = SettingsConfigDict(env_prefix="HOB_", frozen=True, extra="forbid")
+
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("hob"),
+        description="Folder of all state: chats, models, compiled libraries, keys.",
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one.")
+    lan: bool = Field(False, description="Listen on all interfaces and announce on the LAN.")
+    name: str = Field(
+        "hob",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Host name on the LAN, without .local.",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Further host names this Hob may be reached by, for example through a proxy."
+    )
+    model: str = Field("hob-guide", description="Model that answers when a request or a chat names none.")
+    context: int = Field(4096, ge=128, description="Tokens of context reserved for a conversation.")
+    threads: int = Field(0, ge=0, description="Engine threads; 0 means one per physical core.")
+    kernels: Literal["fast", "exact"] = Field(
+        "fast", description="fast: int8 activations; exact: float activations, slower."
+    )
+    max_body: int = Field(4 * 2**20, ge=1024, description="Largest request body, in bytes.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then TOML files."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_files())
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Read every source and return the settings. Flags of value None count as not given.
+
+    Raises:
+        SettingsError: a value is wrong or a key unknown; the message names both.
+    """
+    try:
+        return Settings(**{key: value for key, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"setting {key!r}: {first['msg']} (got {first['input']!r})",
+            hint=f"Look at HOB_{key.upper()} and at {', '.join(map(str, config_files()))}.",
+        ) from error
+    except ValueError as error:  # malformed TOML
+        raise SettingsError(f"cannot read settings: {error}") from error

@@ -1,0 +1,122 @@
+"""Every error the service raises on purpose: an HTTP status, a machine-readable code, a hint for people.
+
+The shape on the wire is OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+from typing import ClassVar
+
+
+class HobError(Exception):
+    """Root of the tree.
+
+    Attributes:
+        status: HTTP status code.
+        code: stable identifier for programs.
+        type: OpenAI's error family for this status.
+        param: the request field at fault, or None.
+        hint: the next step for a person; empty when there is none.
+        retry_after: seconds after which trying again makes sense, or None.
+    """
+
+    status: ClassVar[int] = 500
+    code: str = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.param = param
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+
+class SettingsError(HobError):
+    """A setting has a value it cannot have; the message names key, value and source."""
+
+    code = "invalid_settings"
+
+
+class InvalidRequestError(HobError):
+    """A request field is missing, of the wrong type or out of range; `param` names it."""
+
+    status = 400
+    code = "invalid_value"
+    type = "invalid_request_error"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and answer do not fit the context window; the message has both numbers."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(HobError):
+    """No valid session or API key."""
+
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+
+
+class PermissionDeniedError(HobError):
+    """Known, but not allowed: foreign Host, foreign Origin, missing CSRF proof."""
+
+    status = 403
+    code = "forbidden"
+    type = "permission_error"
+
+
+class NotFoundError(HobError):
+    """No such thing: chat, message, key, model, route."""
+
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class UnknownModelError(NotFoundError):
+    """No model of that name is installed."""
+
+    code = "model_not_found"
+
+
+class TooLargeError(HobError):
+    """The request body is over the limit."""
+
+    status = 413
+    code = "request_too_large"
+    type = "invalid_request_error"
+
+
+class RateLimitError(HobError):
+    """Too many attempts or requests; `retry_after` is set."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+
+
+class EngineUnavailableError(HobError):
+    """The engine process is starting, has died, or gave up; `retry_after` is set."""
+
+    status = 503
+    code = "engine_unavailable"
+    type = "server_error"
+
+
+class ModelLoadError(HobError):
+    """The model is installed but cannot run: damaged, too large for memory, library refused."""
+
+    status = 503
+    code = "model_load_failed"
+    type = "server_error"

@@ -1,0 +1,1 @@
+"""The pages: Jinja templates, one context dataclass per page, static files."""
