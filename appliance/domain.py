@@ -88,3 +88,35 @@ class ModelCard(Frozen):
     created: int
     builtin: bool = False
     note: str = ""
+
+
+class Gpu(Frozen):
+    """A graphics processor; `memory` in bytes, or None where the driver does not tell."""
+
+    name: str
+    memory: int | None = None
+
+
+class Hardware(Frozen):
+    """What this machine is.
+
+    Attributes:
+        board: the vendor's name of the machine ("Raspberry Pi 5 Model B Rev 1.0"); empty when unknown.
+        cpu: the processor's name.
+        architecture: as `uname -m` says ("x86_64", "aarch64").
+        features: the CPU's instruction set extensions that matter to the engine, sorted.
+        cores: physical cores.
+        threads: logical processors.
+        memory, available: bytes of RAM, all of it and what is free for use now.
+        gpus: graphics processors with a driver, best first.
+    """
+
+    board: str
+    cpu: str
+    architecture: str
+    features: tuple[str, ...]
+    cores: int
+    threads: int
+    memory: int
+    available: int
+    gpus: tuple[Gpu, ...] = ()

@@ -1,0 +1,92 @@
+"""`hob doctor` finds what is wrong and says what to do."""
+
+import json
+import socket
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from appliance import doctor
+from appliance.config import Settings
+from appliance.hardware import detect
+
+
+def test_report_of_this_machine(tmp_path: Path) -> None:
+    """The command describes this machine and the built-in model as JSON, and is content with them."""
+    result = subprocess.run(
+        ["hob", "doctor", "--json"],
+        env={"HOB_DATA_DIR": str(tmp_path), "HOB_PORT": "0", "PATH": _path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["hardware"]["cores"] >= 1
+    assert report["target"]
+    assert {model["name"]: model["fits"] for model in report["models"]}["hob-guide"] is True
+    assert all(finding["status"] != "problem" for finding in report["findings"])
+
+
+def test_text_for_people(tmp_path: Path) -> None:
+    """Without --json the same is printed for people, with a mark before each check."""
+    result = subprocess.run(
+        ["hob", "doctor"],
+        env={"HOB_DATA_DIR": str(tmp_path), "HOB_PORT": "0", "PATH": _path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Compiles for" in result.stdout
+    assert "engine runtime" in result.stdout
+
+
+def test_a_taken_port_is_a_problem(tmp_path: Path) -> None:
+    """Another program on the port is named as such, with another port to choose."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        number = other.getsockname()[1]
+        finding = doctor.port(Settings(data_dir=tmp_path, port=number))
+    assert finding.status == "problem"
+    assert f"--port {number + 1}" in finding.hint
+
+
+def test_a_damaged_database_is_a_problem(tmp_path: Path) -> None:
+    """A file that is not a database is found before the service stumbles over it."""
+    damaged = tmp_path / "hob.db"
+    damaged.write_bytes(b"not a database" * 100)
+    assert doctor.chats(damaged).status == "problem"
+    sound = tmp_path / "sound.db"
+    connection = sqlite3.connect(sound)
+    connection.execute("create table t (x)")
+    connection.close()
+    assert doctor.chats(sound).status == "ok"
+
+
+def test_a_damaged_model_is_named(tmp_path: Path) -> None:
+    """A folder that is no MLC directory is a problem that names the file."""
+    (tmp_path / "broken").mkdir()
+    fit = doctor.model_fit("broken", tmp_path / "broken", Settings(data_dir=tmp_path), detect())
+    assert not fit.fits
+    assert "damaged" in fit.detail
+    (finding,) = doctor.models_found((fit,))
+    assert finding.status == "problem"
+
+
+def test_no_linker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ld, lld and ziglang the check says what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    finding = doctor.linker()
+    assert finding.status == "problem"
+    assert "hob-appliance[linker]" in finding.hint
+
+
+def _path() -> str:
+    import os
+    import sys
+
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
