@@ -77,6 +77,7 @@ class ModelCard(Frozen):
         created: Unix time of the directory.
         builtin: shipped with Hob.
         note: what a person should know before relying on it; empty when there is nothing.
+        problem: why it cannot run; empty for a sound directory. The other fields are then best effort.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ModelCard(Frozen):
     created: int
     builtin: bool = False
     note: str = ""
+    problem: str = ""
 
 
 class Gpu(Frozen):

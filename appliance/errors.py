@@ -46,6 +46,12 @@ class SettingsError(HobError):
     code = "invalid_settings"
 
 
+class StoreError(HobError):
+    """The database cannot be opened, read or written; the message names the file."""
+
+    code = "store_failed"
+
+
 class InvalidRequestError(HobError):
     """A request field is missing, of the wrong type or out of range; `param` names it."""
 

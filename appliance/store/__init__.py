@@ -1,0 +1,34 @@
+"""Everything Hob remembers, in one SQLite file.
+
+store = Store(settings.data_dir / "hob.db")
+chats = await store.run(store.chats)
+"""
+
+from appliance.store.accounts import Accounts, ApiKey, Session
+from appliance.store.chats import (
+    INTERRUPTED,
+    Chat,
+    Chats,
+    SearchHit,
+    State,
+    StoredMessage,
+    newest_branch,
+    title_of,
+)
+
+__all__ = [
+    "INTERRUPTED",
+    "ApiKey",
+    "Chat",
+    "SearchHit",
+    "Session",
+    "State",
+    "Store",
+    "StoredMessage",
+    "newest_branch",
+    "title_of",
+]
+
+
+class Store(Chats, Accounts):
+    """All tables; see `Connection` for threads, durability and errors."""
