@@ -36,3 +36,24 @@ check: (env "dev")
 # Run the tests; flags go to pytest.
 test *flags: (env "dev")
     .venv/bin/pytest {{flags}}
+
+# Print Hob's figures beside llama.cpp's as JSON lines; flags: `startup`, a model's name, --rounds N, --threads N.
+bench *flags: (env "dev")
+    {{python}} -m tests.bench {{flags}}
+
+# Build the benchmark's peer, llama.cpp, in an environment of its own (ten minutes).
+bench-setup:
+    python3 -m venv .venv-bench
+    .venv-bench/bin/python -m pip install --quiet psutil 'llama-cpp-python==0.3.36' 'gguf>=0.17' -C cmake.args=-DGGML_NATIVE=ON
+
+# Train the built-in guide again, in an environment of its own with torch (under two hours on two cores).
+guide-train: (env "service")
+    #!/bin/sh
+    set -eu
+    [ -x .venv-train/bin/python ] || python3 -m venv .venv-train
+    .venv-train/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' numpy safetensors tokenizers
+    .venv-train/bin/python -m builder.guide train
+
+# Ask the guide held-out questions and print the share it answers right.
+guide-eval: (env "service")
+    {{python}} -m builder.guide eval

@@ -241,7 +241,7 @@ def port(settings: Settings) -> Finding:
         except OSError:
             pass  # taken; ask who is there
     try:
-        with urllib.request.urlopen(f"{address}/healthz", timeout=3) as answer:  # noqa: S310 - a fixed http address
+        with urllib.request.urlopen(f"{address}/healthz", timeout=3) as answer:  # noqa: S310
             return Finding(check="port", status="ok", detail=f"Hob answers at {address} ({answer.status})")
     except urllib.error.HTTPError as error:
         if error.code == 503:
