@@ -10,9 +10,9 @@ Dot = Literal["vpdpbusd", "vpmaddubsw", "sdot", "plain"]
 class Isa:
     """One instruction-set seam of the fast linears.
 
-    Weights are packed in groups of `lanes` rows. A group holds, for each 32 columns, `16 * lanes` bytes; a byte's low
-    nibble belongs to a column 0..15 of the block and its high nibble to the column 16 further on. Byte order within:
-    with `quads` four neighbouring columns of a row lie together, as the dot-product instructions want them
+    Weights are packed in groups of `lanes` rows. A group holds, for each 32 columns, `16 * lanes` bytes; a
+    byte's low nibble belongs to a column 0..15 of the block and its high nibble to the column 16 further on.
+    With `quads` four neighbouring columns of a row lie together, as the dot-product instructions want them
     (`[column // 4][row][column % 4]`), else all rows of a column do (`[column][row]`).
 
     Attributes:
@@ -22,7 +22,7 @@ class Isa:
         quads: see above.
         tokens: rows of activations a GEMM tile holds in registers; divides `activation.ROW_TILE`.
         float_lanes: float32 lanes of a register, which sizes the tiles of the float kernels.
-        half: float16 <-> float32 conversion is an instruction; where it is not, kernels convert with integer arithmetic.
+        half: float16 <-> float32 conversion is an instruction; elsewhere kernels do integer arithmetic.
     """
 
     name: str

@@ -1,0 +1,221 @@
+"""Vector expressions in TIR, on top of TVM's IRBuilder: the words the kernels are written in.
+
+Float vectors have 16 lanes on every machine; LLVM splits them where registers are narrower. What differs
+between machines is how many of them a tile may hold, which is the kernels' business.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder.tirx import prim_func
+
+from builder.errors import UnsupportedError
+
+# TVM has no type information: expressions, buffers and functions are all Any to mypy.
+Expr = Any
+Buffer = Any
+PrimFunc = Any
+
+LANES = 16
+"""Lanes of a float vector."""
+
+BLOCK = 32
+"""Columns that share a quantisation scale: MLC's group size, and the length of an int8 activation block."""
+
+LOG2_E = 1.4426950408889634
+
+
+def build(name: str, body: Callable[[], None]) -> PrimFunc:
+    """The PrimFunc whose arguments and statements `body` emits. Its buffers must not alias one another."""
+    # Relax refuses PrimFuncs without the s_tir mark and a root block (see `root`).
+    with IRBuilder() as builder, prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True, "tirx.is_scheduled": True})
+        body()
+    return builder.get()
+
+
+@contextmanager
+def root() -> Iterator[None]:
+    """The block that holds all statements of a kernel, after its arguments."""
+    with T.sblock("root"):
+        T.reads()
+        T.writes()
+        yield
+
+
+def blocks_of(k: int) -> int:
+    """How many quantisation blocks an inner dimension has.
+
+    Raises:
+        UnsupportedError: k is not a positive multiple of 32.
+    """
+    if k <= 0 or k % BLOCK:
+        raise UnsupportedError(
+            f"inner dimension {k} is not a multiple of {BLOCK}",
+            hint="Only models whose hidden and intermediate sizes are multiples of 32 can be compiled.",
+        )
+    return k // BLOCK
+
+
+def when(
+    condition: Expr | None, then: Callable[[], None], otherwise: Callable[[], None] | None = None
+) -> None:
+    """A branch at run time; a condition of None is known to hold and leaves no branch."""
+    if condition is None:
+        then()
+        return
+    with T.If(condition):
+        with T.Then():
+            then()
+        if otherwise is not None:
+            with T.Else():
+                otherwise()
+
+
+def tensor(name: str, shape: tuple[Any, ...], dtype: str, **options: Any) -> Buffer:
+    """Declare the next argument: a tensor in C order."""
+    return T.match_buffer(T.arg(name, T.handle()), shape, dtype, **options)
+
+
+def local(dtype: str = "float32", lanes: int = LANES) -> Buffer:
+    """A vector variable; LLVM keeps it in a register as long as every index into it is constant."""
+    return T.alloc_buffer((lanes,), dtype, scope="local")
+
+
+def value(variable: Buffer, lanes: int = LANES) -> Expr:
+    """What a vector variable holds now."""
+    return variable[tirx.Ramp(i32(0), 1, lanes)]
+
+
+def assign(variable: Buffer, expr: Expr, lanes: int = LANES) -> None:
+    """Give a vector variable a new value."""
+    T.buffer_store(variable, expr, [tirx.Ramp(i32(0), 1, lanes)])
+
+
+def load(buffer: Buffer, *index: Expr, lanes: int = LANES) -> Expr:
+    """`lanes` neighbouring elements from `index` on. Not evaluated yet: `T.bind` it where order matters."""
+    return buffer[(*index[:-1], tirx.Ramp(index[-1], 1, lanes))]
+
+
+def store(buffer: Buffer, expr: Expr, *index: Expr, lanes: int = LANES) -> None:
+    """Write a vector to neighbouring elements from `index` on."""
+    T.buffer_store(buffer, expr, [*index[:-1], tirx.Ramp(index[-1], 1, lanes)])
+
+
+def i32(number: int) -> Expr:
+    """An int32 constant."""
+    return tirx.const(number, "int32")
+
+
+def f32(number: float) -> Expr:
+    """A float32 constant."""
+    return tirx.const(number, "float32")
+
+
+def splat(scalar: Expr | float, lanes: int = LANES) -> Expr:
+    """A vector of equal lanes; a Python number becomes float32."""
+    return tirx.Broadcast(f32(scalar) if isinstance(scalar, int | float) else scalar, lanes)
+
+
+def zero(lanes: int = LANES) -> Expr:
+    """A float32 vector of zeros."""
+    return splat(0.0, lanes)
+
+
+def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
+    """A side-effect-free LLVM intrinsic."""
+    return tirx.call_llvm_pure_intrin(dtype, name, *operands)
+
+
+def fma(a: Expr, b: Expr, c: Expr, lanes: int = LANES) -> Expr:
+    """a * b + c in float32; fused where that is an instruction (`llvm.fma` would call libm elsewhere)."""
+    return intrinsic(f"float32x{lanes}" if lanes > 1 else "float32", "llvm.fmuladd", a, b, c)
+
+
+def fabs(a: Expr) -> Expr:
+    """Absolute value of a float vector."""
+    return intrinsic(f"float32x{LANES}", "llvm.fabs", a)
+
+
+def largest(a: Expr) -> Expr:
+    """The greatest lane of a float vector."""
+    return intrinsic("float32", "llvm.vector.reduce.fmax", a)
+
+
+def total(a: Expr, lanes: int = LANES) -> Expr:
+    """The sum of a float vector's lanes, by halving: LLVM's own reduction adds lane after lane."""
+    while lanes > 1:
+        lanes //= 2
+        a = T.bind(a)
+        low, high = list(range(lanes)), list(range(lanes, 2 * lanes))
+        a = tirx.Shuffle([a], low) + tirx.Shuffle([a], high)
+    return T.bind(a)
+
+
+def lane(a: Expr, index: int) -> Expr:
+    """One lane of a vector, as a scalar."""
+    return tirx.Shuffle([a], [index])
+
+
+def exp2(a: Expr) -> Expr:
+    """2**a lane by lane, a clamped to [-126, 126]; relative error below 3e-7 (Taylor on [-1/2, 1/2])."""
+    a = T.bind(tirx.Max(tirx.Min(a, splat(126.0)), splat(-126.0)))
+    # Adding 1.5 * 2**23 leaves the rounded value in the low bits: needs neither `rint` nor a cast.
+    magic = T.bind(a + splat(12582912.0))
+    fraction = T.bind(a - (magic - splat(12582912.0)))
+    power = splat(1.5403530393381608e-4)
+    for coefficient in (
+        1.3333558146428443e-3,
+        9.618129107628477e-3,
+        5.550410866482158e-2,
+        0.2402265069591007,
+        0.6931471805599453,
+        1.0,
+    ):
+        power = T.bind(fma(power, fraction, splat(coefficient)))
+    exponent = tirx.reinterpret(f"int32x{LANES}", magic) << splat(i32(23))
+    return T.bind(tirx.reinterpret(f"float32x{LANES}", tirx.reinterpret(f"int32x{LANES}", power) + exponent))
+
+
+def half_to_float(a: Expr, native: bool, lanes: int = LANES) -> Expr:
+    """float16 to float32, exact for finite values. `native`: the machine has an instruction for it.
+
+    Elsewhere LLVM would call a routine of the compiler's runtime, which a library linked without one lacks.
+    """
+    wide = f"float32x{lanes}"
+    if native:
+        return tirx.Cast(wide, a)
+    bits = T.bind(tirx.Cast(f"uint32x{lanes}", tirx.reinterpret(f"uint16x{lanes}", a)))
+    magnitude = (bits & splat(tirx.const(0x7FFF, "uint32"), lanes)) << splat(tirx.const(13, "uint32"), lanes)
+    sign = (bits & splat(tirx.const(0x8000, "uint32"), lanes)) << splat(tirx.const(16, "uint32"), lanes)
+    # The exponent bias differs by 112; the multiplication also normalises float16's subnormals.
+    scaled = T.bind(tirx.reinterpret(wide, magnitude) * splat(2.0**112, lanes))
+    return tirx.reinterpret(wide, tirx.reinterpret(f"uint32x{lanes}", scaled) | sign)
+
+
+def round_to_half(a: Expr, native: bool, lanes: int = LANES) -> Expr:
+    """float32 rounded to the nearest float16 (ties to even), still as float32. |a| must be below 65520."""
+    wide = f"float32x{lanes}"
+    if native:
+        return tirx.Cast(wide, tirx.Cast(f"float16x{lanes}", a))
+    a = T.bind(a)
+    bits = T.bind(tirx.reinterpret(f"uint32x{lanes}", a))
+    sign = bits & splat(tirx.const(0x80000000, "uint32"), lanes)
+    magnitude = T.bind(bits & splat(tirx.const(0x7FFFFFFF, "uint32"), lanes))
+    odd = (magnitude >> splat(tirx.const(13, "uint32"), lanes)) & splat(tirx.const(1, "uint32"), lanes)
+    normal = (magnitude + splat(tirx.const(0xFFF, "uint32"), lanes) + odd) & splat(
+        tirx.const(0xFFFFE000, "uint32"), lanes
+    )
+    # Below float16's smallest normal the spacing is 2**-24, which is float32's spacing in [0.5, 1).
+    small = (tirx.reinterpret(wide, magnitude) + splat(0.5, lanes)) - splat(0.5, lanes)
+    rounded = tirx.Select(
+        magnitude < splat(tirx.const(0x38800000, "uint32"), lanes),
+        tirx.reinterpret(f"uint32x{lanes}", T.bind(small)),
+        normal,
+    )
+    return tirx.reinterpret(wide, rounded | sign)
