@@ -96,6 +96,14 @@ class UnknownModelError(NotFoundError):
     code = "model_not_found"
 
 
+class RequestTimeoutError(HobError):
+    """The request body stopped arriving."""
+
+    status = 408
+    code = "request_timeout"
+    type = "invalid_request_error"
+
+
 class TooLargeError(HobError):
     """The request body is over the limit."""
 
