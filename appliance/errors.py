@@ -104,6 +104,14 @@ class RequestTimeoutError(HobError):
     type = "invalid_request_error"
 
 
+class ConflictError(HobError):
+    """Right in itself, but not now: something else is under way."""
+
+    status = 409
+    code = "conflict"
+    type = "invalid_request_error"
+
+
 class TooLargeError(HobError):
     """The request body is over the limit."""
 

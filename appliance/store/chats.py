@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from appliance.domain import FinishReason, Role, Timings, Usage
+from appliance.errors import ConflictError
 from appliance.store.connection import Connection
 
 State = Literal["running", "done", "stopped", "error"]
@@ -129,14 +130,14 @@ class Chats(Connection):
         """The message with this id."""
         return self.row(f"message {message_id}", _message, "SELECT * FROM messages WHERE id = ?", message_id)
 
-    def running(self, chat_id: int) -> list[StoredMessage]:
-        """The answers of a chat that are being written."""
-        return self.rows(_message, "SELECT * FROM messages WHERE chat_id = ? AND state = 'running'", chat_id)
-
     def ask(
         self, chat_id: int | None, text: str, model: str, settings: dict[str, Any]
     ) -> tuple[StoredMessage, StoredMessage]:
-        """Add a question at the end of a chat (None: of a new one) and its empty answer, both or none."""
+        """Add a question at the end of a chat (None: of a new one) and its empty answer, both or none.
+
+        Raises:
+            ConflictError: as `answer`.
+        """
         with self.atomic():
             now = time.time()
             if chat_id is None:
@@ -155,10 +156,18 @@ class Chats(Connection):
             return self.message(question), self.answer(question, model, settings)
 
     def answer(self, question_id: int, model: str, settings: dict[str, Any]) -> StoredMessage:
-        """Add an empty running answer to a question, which may have others already."""
+        """Add an empty running answer to a question, which may have others already.
+
+        Raises:
+            ConflictError: another answer in this chat is still running.
+        """
         with self.atomic():
             now = time.time()
             chat_id = self.message(question_id).chat_id
+            if self.rows(dict, "SELECT id FROM messages WHERE chat_id = ? AND state = 'running'", chat_id):
+                raise ConflictError(
+                    "this chat is still being answered", hint="Wait for the end of the answer or stop it."
+                )
             self.db.execute("UPDATE chats SET model = ?, updated = ? WHERE id = ?", [model, now, chat_id])
             return self.message(
                 self.insert(

@@ -1,0 +1,231 @@
+"""The models on this machine: what is installed, what is wrong with it, the library compiled for it.
+
+A model is an MLC directory: the built-in guide, or anything at `<data_dir>/models/<name>/` or
+`<data_dir>/models/<owner>/<name>/`. Libraries lie in `<data_dir>/libraries/`, made by a compiler that runs as
+a process of its own, so that its 300 MB never enter the service.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import builder
+from appliance.config import Settings
+from appliance.domain import ModelCard
+from appliance.engine.messages import ModelRef, Sampling
+from appliance.errors import ModelLoadError, UnknownModelError
+from builder.compile.mlc import CONFIG, TENSOR_CACHES, MLCDirectory
+from builder.errors import BuildError, FormatError
+
+GUIDE = "hob-guide"
+GUIDE_DIRECTORY = Path(builder.__file__).parent / "guide" / "model"
+GUIDE_NOTE = (
+    "A small guide to Hob itself, not a general model. To talk about anything else, add a model: "
+    "hob model convert, then hob model compile."
+)
+
+SAMPLING_FIELDS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+
+Progress = Callable[[str, float], None]
+"""Called with the step's name and the fraction done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A sound model: its card, its directory, and how it wants to be sampled when nobody says otherwise."""
+
+    card: ModelCard
+    directory: Path
+    defaults: Sampling
+
+
+class Models:
+    """The models of one data directory. Directories may come and go while the service runs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.default = settings.model
+        self._folder = settings.data_dir / "models"
+        self._cache = settings.data_dir / "libraries"
+        self._context = settings.context
+        self._kernels = settings.kernels
+        self._known: dict[str, tuple[object, Installed | ModelCard]] = {}
+        self._libraries: dict[str, Path] = {}
+        self._compiling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def list(self) -> tuple[ModelCard, ...]:
+        """Cards of all models by name, the built-in one first. Damaged ones say so in `problem`."""
+        found = (self._look(name, path) for name, path in self._directories())
+        cards = (entry.card if isinstance(entry, Installed) else entry for entry in found)
+        return tuple(sorted(cards, key=lambda card: (not card.builtin, card.name)))
+
+    def get(self, name: str = "") -> Installed:
+        """The model of this name; "" means the default model.
+
+        Raises:
+            UnknownModelError: none has this name.
+            ModelLoadError: its directory is damaged; the message says how.
+        """
+        name = name or self.default
+        path = dict(self._directories()).get(name)
+        if path is None:
+            raise UnknownModelError(
+                f"model {name!r} is not installed", param="model", hint="`hob model list` shows what is."
+            )
+        entry = self._look(name, path)
+        if isinstance(entry, ModelCard):
+            raise ModelLoadError(
+                f"model {name!r} is damaged: {entry.problem}", hint="Copy or convert it again, or remove it."
+            )
+        return entry
+
+    async def library(self, name: str = "", progress: Progress | None = None) -> Path:
+        """The compiled library of a model for this machine; compiles it when there is none (up to a minute).
+
+        Raises:
+            UnknownModelError, ModelLoadError: as `get`; also when compiling fails.
+        """
+        installed = self.get(name)
+        async with self._compiling[installed.card.name]:
+            known = self._libraries.get(installed.card.name)
+            if known is None or not known.exists():
+                known = await compile_library(installed.directory, self._cache, self._kernels, progress)
+                self._libraries[installed.card.name] = known
+            return known
+
+    async def reference(self, installed: Installed) -> ModelRef:
+        """What the engine needs to know of a model; compiles its library if need be."""
+        library = await self.library(installed.card.name)
+        return ModelRef(
+            directory=str(installed.directory), library=str(library), context=installed.card.context
+        )
+
+    def _directories(self) -> Iterator[tuple[str, Path]]:
+        """Every directory that claims to be a model, by name. None may pose as the built-in one."""
+        if GUIDE_DIRECTORY.is_dir():
+            yield GUIDE, GUIDE_DIRECTORY
+        for pattern in ("*", "*/*"):
+            for config in self._folder.glob(f"{pattern}/{CONFIG}"):
+                name = config.parent.relative_to(self._folder).as_posix()
+                # Directories in the making begin with a dot.
+                if name != GUIDE and not any(part.startswith(".") for part in name.split("/")):
+                    yield name, config.parent
+
+    def _look(self, name: str, path: Path) -> Installed | ModelCard:
+        """The model in `path`, or a card that tells its problem; read again when its files have changed."""
+        signature = tuple(_modified(path / file) for file in (CONFIG, *TENSOR_CACHES))
+        known = self._known.get(name)
+        if known is None or known[0] != signature:
+            known = self._known[name] = signature, self._open(name, path)
+        return known[1]
+
+    def _open(self, name: str, path: Path) -> Installed | ModelCard:
+        created = _modified(path / CONFIG) // 10**9
+        try:
+            directory = MLCDirectory.open(path)
+            defaults = sampling_defaults(path / CONFIG, directory.config)
+        except BuildError as error:
+            return ModelCard(
+                name=name,
+                family="",
+                quantization="",
+                parameters=None,
+                bytes=0,
+                context=0,
+                created=created,
+                builtin=path == GUIDE_DIRECTORY,
+                problem=str(error),
+            )
+        card = ModelCard(
+            name=name,
+            family=directory.model_type,
+            quantization=directory.quantization,
+            parameters=count_parameters(directory),
+            bytes=directory.nbytes,
+            context=min(directory.context_window, self._context),
+            created=created,
+            builtin=path == GUIDE_DIRECTORY,
+            note=GUIDE_NOTE if path == GUIDE_DIRECTORY else "",
+        )
+        return Installed(card, path, defaults)
+
+
+def sampling_defaults(file: Path, config: dict[str, Any]) -> Sampling:
+    """How `mlc-chat-config.json` wants the model sampled; absent and null fields are OpenAI's defaults.
+
+    Raises:
+        FormatError: a field is not a number.
+    """
+    wanted = {field: config[field] for field in SAMPLING_FIELDS if config.get(field) is not None}
+    try:
+        return msgspec.convert(wanted, Sampling)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{file}: {error}") from error
+
+
+def count_parameters(directory: MLCDirectory) -> int:
+    """Weights of a model, counting those packed into 32-bit words one by one and leaving out their scales."""
+    bits = int(directory.quantization[1]) or 32
+    total = 0
+    for name, tensor in directory.tensors.items():
+        if not name.endswith(".q_scale"):
+            numbers = 1
+            for dimension in tensor.shape:
+                numbers *= dimension
+            total += numbers * (32 // bits if name.endswith(".q_weight") else 1)
+    return total
+
+
+async def compile_library(directory: Path, cache: Path, kernels: str, progress: Progress | None) -> Path:
+    """Run the compiler on a model and return its library. Finds a valid one in `cache` without compiling.
+
+    Raises:
+        ModelLoadError: it failed; the message is the compiler's.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "builder.compile", str(directory), str(cache)),
+        *("--kernels", kernels, "--target", "auto"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    complaints = asyncio.create_task(process.stderr.read())
+    library = None
+    try:
+        async for line in process.stdout:
+            report = json.loads(line)
+            library = report.get("library", library)
+            if progress is not None and "step" in report:
+                progress(report["step"], report["fraction"])
+        status = await process.wait()
+        said = (await complaints).decode(errors="replace").strip()
+    finally:
+        # A caller that gives up takes the compiler with it.
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        complaints.cancel()
+    if status != 0 or library is None:
+        raise ModelLoadError(
+            f"compiling {directory} failed: {said.splitlines()[-1] if said else f'exit status {status}'}",
+            hint=f"`hob model compile {directory}` shows the whole story.",
+        )
+    return Path(library)
+
+
+def _modified(path: Path) -> int:
+    """Time of last change in nanoseconds; 0 when there is no such file."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
