@@ -1,0 +1,223 @@
+"""What each page's template is given: one frozen dataclass per page, complete and ready to print.
+
+A template uses nothing but these fields and the `static` function; a test compares them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from markupsafe import Markup
+
+TurnState = Literal["running", "done", "stopped", "error"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Any page; `template` is the file under templates/ that prints it."""
+
+    template: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class SetupPage(Page):
+    """First visit from the LAN: the owner types the console's code and chooses a password."""
+
+    template: ClassVar[str] = "setup.html"
+    error: str | None
+
+
+@dataclass(frozen=True)
+class LoginPage(Page):
+    """Sign-in. `next` is the local path to go to afterwards."""
+
+    template: ClassVar[str] = "login.html"
+    error: str | None
+    next: str
+
+
+@dataclass(frozen=True)
+class ErrorPage(Page):
+    """What went wrong and the next step."""
+
+    template: ClassVar[str] = "error.html"
+    status: int
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class ChatLink:
+    """A line in the list of chats."""
+
+    id: int
+    title: str
+    current: bool
+
+
+@dataclass(frozen=True)
+class ChatGroup:
+    """Chats last used in the same stretch of time: "Today", "Yesterday", …"""
+
+    label: str
+    chats: Sequence[ChatLink]
+
+
+@dataclass(frozen=True)
+class Sidebar:
+    """The list of chats with its search field."""
+
+    groups: Sequence[ChatGroup]
+    query: str = ""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model in the picker."""
+
+    name: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Composer:
+    """The form at the bottom.
+
+    Attributes:
+        action: where a message is posted.
+        models: what the picker offers; the picker is shown when there is a choice.
+        stop: where the running answer is stopped, or None when nothing runs.
+        draft: text to start with.
+        problem: why the last message was not accepted; empty when it was.
+        hint: the next step after a problem.
+    """
+
+    action: str
+    models: Sequence[ModelChoice]
+    stop: str | None = None
+    draft: str = ""
+    problem: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        who: "You" or the model's name.
+        text: a question, as typed; answers have `html` instead.
+        offset: characters of the answer that `html` shows; the live stream goes on from there.
+        problem, hint: why an answer is not complete, and the next step.
+        stats: tokens and speed, for people.
+        last: the end of the conversation, where answers can be regenerated.
+    """
+
+    id: int
+    chat_id: int
+    role: Literal["user", "assistant"]
+    who: str
+    state: TurnState
+    text: str = ""
+    html: Markup = Markup("")
+    offset: int = 0
+    problem: str = ""
+    hint: str = ""
+    stats: str = ""
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class TurnFragment(Page):
+    """A single message, as the live stream replaces it when the answer is complete."""
+
+    template: ClassVar[str] = "turn.html"
+    turn: Turn
+
+
+@dataclass(frozen=True)
+class HomePage(Page):
+    """A new chat. `note` is the model's; `suggestions` are questions it can answer."""
+
+    template: ClassVar[str] = "home.html"
+    sidebar: Sidebar
+    composer: Composer
+    note: str
+    suggestions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ChatPage(Page):
+    """A conversation. `running`: an answer is being written, so a page without JavaScript reloads itself."""
+
+    template: ClassVar[str] = "chat.html"
+    sidebar: Sidebar
+    composer: Composer
+    id: int
+    title: str
+    note: str
+    turns: Sequence[Turn]
+    running: bool
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A search result: where it leads, and the text around the match in pieces (text, whether it matched)."""
+
+    href: str
+    title: str
+    snippet: Sequence[tuple[str, bool]]
+
+
+@dataclass(frozen=True)
+class SearchPage(Page):
+    """Results of a search in titles and messages."""
+
+    template: ClassVar[str] = "search.html"
+    sidebar: Sidebar
+    query: str
+    hits: Sequence[Hit]
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """An installed model on the settings page; `facts` is one line about size and context."""
+
+    name: str
+    facts: str
+    note: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """An API key on the settings page; `used` is a date or "never used"."""
+
+    id: int
+    name: str
+    prefix: str
+    used: str
+
+
+@dataclass(frozen=True)
+class SettingsPage(Page):
+    """Addresses, models, API keys.
+
+    Attributes:
+        addresses: where other devices reach this Hob; empty when it listens on this machine only.
+        qr: the first address as an SVG; empty when there is none.
+        models_dir: where models are put.
+        new_key: an API key just made, shown this once; empty otherwise.
+        signed_in: whether this browser has a session that it can end.
+    """
+
+    template: ClassVar[str] = "settings.html"
+    sidebar: Sidebar
+    addresses: Sequence[str]
+    qr: Markup
+    models: Sequence[ModelRow]
+    models_dir: str
+    keys: Sequence[KeyRow]
+    new_key: str
+    signed_in: bool
+    version: str

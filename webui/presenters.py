@@ -1,0 +1,137 @@
+"""From what is stored to what is shown: pure functions, texts for people included."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from appliance.domain import ModelCard
+from appliance.store import ApiKey, Chat, SearchHit, StoredMessage
+from webui.markdown import render
+from webui.pages import ChatGroup, ChatLink, Composer, Hit, KeyRow, ModelChoice, ModelRow, Sidebar, Turn
+
+# What the built-in guide is made for; it knows little else.
+SUGGESTIONS: Final = (
+    "What is Hob?",
+    "How do I add a model?",
+    "How do I reach Hob from my phone?",
+    "Does anything I write leave this house?",
+)
+
+
+def sidebar(chats: Iterable[Chat], now: datetime, current: int | None = None, query: str = "") -> Sidebar:
+    """The list of chats, grouped by the day of their last use. `now` is in the local time zone."""
+    groups: dict[str, list[ChatLink]] = {}
+    for chat in chats:
+        days = (now.date() - datetime.fromtimestamp(chat.updated, now.tzinfo).date()).days
+        label = (
+            "Today"
+            if days <= 0
+            else "Yesterday"
+            if days == 1
+            else "Last seven days"
+            if days < 7
+            else "Earlier"
+        )
+        groups.setdefault(label, []).append(ChatLink(chat.id, chat.title, chat.id == current))
+    return Sidebar([ChatGroup(label, links) for label, links in groups.items()], query)
+
+
+def composer(
+    cards: Iterable[ModelCard],
+    chosen: str,
+    chat_id: int | None = None,
+    running: StoredMessage | None = None,
+    draft: str = "",
+    problem: str = "",
+    hint: str = "",
+) -> Composer:
+    """The form for the next message of a chat (None: of a new one)."""
+    return Composer(
+        action="/chats" if chat_id is None else f"/chats/{chat_id}/messages",
+        models=[ModelChoice(card.name, card.name == chosen) for card in cards if not card.problem],
+        stop=running and f"/chats/{running.chat_id}/messages/{running.id}/stop",
+        draft=draft,
+        problem=problem,
+        hint=hint,
+    )
+
+
+def turn(message: StoredMessage, last: bool) -> Turn:
+    """One message. `last` marks the end of the conversation."""
+    if message.role == "user":
+        return Turn(message.id, message.chat_id, "user", "You", message.state, text=message.content)
+    problem, hint = _trouble(message)
+    return Turn(
+        message.id,
+        message.chat_id,
+        "assistant",
+        message.model,
+        message.state,
+        html=render(message.content),
+        offset=len(message.content),
+        problem=problem,
+        hint=hint,
+        stats=stats(message),
+        last=last,
+    )
+
+
+def turns(messages: Sequence[StoredMessage]) -> list[Turn]:
+    """A conversation without its system messages."""
+    shown = [message for message in messages if message.role != "system"]
+    return [turn(message, message is shown[-1]) for message in shown]
+
+
+def _trouble(message: StoredMessage) -> tuple[str, str]:
+    """Why an answer is not complete, and the next step; empty texts for a complete one."""
+    if message.state == "error":
+        return message.error or "The answer failed.", "What was written so far is kept."
+    if message.state == "stopped":
+        return message.error or "Stopped.", ""
+    if message.finish == "length":
+        return "The answer reached its greatest length.", "Ask Hob to go on."
+    return "", ""
+
+
+def stats(message: StoredMessage) -> str:
+    """Tokens and speed of an answer: "42 tokens · 118 tokens/s"; empty when unknown."""
+    if not message.completion_tokens:
+        return ""
+    count = f"{message.completion_tokens} token{'s' if message.completion_tokens > 1 else ''}"
+    if message.timings is None or message.timings.decode <= 0 or message.completion_tokens < 2:
+        return count
+    # The first token comes out of prefill; decode makes the others.
+    speed = (message.completion_tokens - 1) / message.timings.decode
+    return f"{count} · {speed:.0f} tokens/s" if speed >= 10 else f"{count} · {speed:.1f} tokens/s"
+
+
+def hit(found: SearchHit) -> Hit:
+    """A search result; one in a message leads to that message."""
+    anchor = "" if found.message_id is None else f"#m{found.message_id}"
+    return Hit(f"/chats/{found.chat_id}{anchor}", found.title, found.snippet)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of 1000 as disks are sold: "5.2 MB"."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
+
+
+def model_row(card: ModelCard) -> ModelRow:
+    """A model on the settings page."""
+    weights = "" if card.parameters is None else f"{card.parameters / 1e6:,.0f} million weights, "
+    facts = f"{weights}{card.quantization}, {size(card.bytes)}, {card.context:,} tokens of context"
+    return ModelRow(card.name, facts, card.note, card.problem)
+
+
+def key_row(key: ApiKey, now: datetime) -> KeyRow:
+    """An API key on the settings page. `now` is in the local time zone."""
+    if key.used is None:
+        return KeyRow(key.id, key.name, key.prefix, "never used")
+    return KeyRow(
+        key.id, key.name, key.prefix, f"last used {datetime.fromtimestamp(key.used, now.tzinfo):%-d %B %Y}"
+    )

@@ -1,0 +1,267 @@
+// Makes Hob's pages live. Every form and link works without this file; nothing is rendered here: forms marked
+// data-live are posted by fetch and the page that comes back is merged into the one on screen, and answers grow
+// by pieces of HTML that the server sends as events.
+"use strict";
+
+const $ = (selector, within = document) => within.querySelector(selector);
+const field = () => $("#text");
+const coarse = matchMedia("(pointer: coarse)");
+
+// ---- Reading position: the page follows a growing answer only for a reader who is at its end.
+
+const atEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeight - 96;
+const toEnd = () => scrollTo(0, document.documentElement.scrollHeight);
+
+function keepingPlace(change) {
+  const follow = atEnd();
+  change();
+  if (follow) toEnd();
+}
+
+// ---- Screen readers hear an answer in finished paragraphs, not in tokens.
+
+function announce(text) {
+  const line = document.createElement("p");
+  line.textContent = text;
+  $("#announcer").append(line);
+  setTimeout(() => line.remove(), 30000);
+}
+
+const spoken = (element) =>
+  element.matches(".code") ? "Code block." : element.textContent.replace(/\s+/g, " ").trim();
+
+// ---- Answers under way.
+
+const streams = new Map(); // article id -> EventSource
+
+function follow(article) {
+  if (!article.dataset.events || streams.has(article.id)) return;
+  const id = article.id;
+  const text = $(".text", article);
+  const words = $(".status .words", article);
+  let said = Math.max(0, text.children.length - 1); // what was complete before is read like any page
+  let address = article.dataset.events;
+
+  const open = () => {
+    const source = new EventSource(address);
+    streams.set(id, source);
+
+    source.addEventListener("open", () => setWords(text.children.length ? "Writing" : "Thinking"));
+    source.addEventListener("tail", (event) => {
+      const { keep, html } = JSON.parse(event.data);
+      address = article.dataset.events.replace(/from=\d+/, `from=${event.lastEventId}`);
+      keepingPlace(() => {
+        while (text.children.length > keep) text.lastElementChild.remove();
+        text.insertAdjacentHTML("beforeend", html);
+        addCopyButtons(text);
+        setWords("Writing");
+      });
+      for (; said < keep; said++) announce(spoken(text.children[said]));
+    });
+    source.addEventListener("done", (event) => {
+      close(id);
+      const fresh = parse(JSON.parse(event.data).html).body.firstElementChild;
+      for (const element of [...$(".text", fresh).children].slice(said)) announce(spoken(element));
+      const problem = $(".problem", fresh);
+      if (problem) announce(problem.textContent);
+      // What has not changed stays, so that a selection in it survives.
+      if ($(".text", fresh).innerHTML === plain(text)) $(".text", fresh).replaceWith(text);
+      keepingPlace(() => {
+        article.replaceWith(fresh);
+        addCopyButtons(fresh);
+      });
+      for (const button of document.querySelectorAll("#composer .stop")) button.remove();
+    });
+    source.addEventListener("gone", () => location.assign("/"));
+    source.addEventListener("error", () => {
+      setWords("The connection is lost. Reconnecting");
+      if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
+      // The server answered with an error: it may be starting, or this browser was signed out.
+      streams.delete(id);
+      setTimeout(() => document.contains(article) && check().then(open), 2000);
+    });
+  };
+  const setWords = (now) => {
+    if (words && words.textContent !== now) words.textContent = now;
+  };
+  open();
+}
+
+async function check() {
+  const response = await fetch(location.href).catch(() => null);
+  if (response && response.redirected) location.reload(); // to the sign-in page
+}
+
+function close(id) {
+  streams.get(id)?.close();
+  streams.delete(id);
+}
+
+// ---- Forms: post, then merge the page that comes back.
+
+const parse = (html) => new DOMParser().parseFromString(html, "text/html");
+
+async function submit(form, submitter) {
+  if (form.ariaBusy === "true") return;
+  form.ariaBusy = "true";
+  const data = new URLSearchParams(new FormData(form));
+  if (submitter?.name) data.append(submitter.name, submitter.value);
+  try {
+    const response = await fetch(submitter?.getAttribute("formaction") ?? form.action, { method: "POST", body: data });
+    const page = parse(await response.text());
+    if (!$("#composer", page)) {
+      if (response.ok) location.assign(response.url); // the sign-in page
+      else refuse($("h1", page)?.textContent ?? `Error ${response.status}.`, $("#view h1 + p", page)?.textContent);
+      return;
+    }
+    merge(page, response);
+  } catch {
+    refuse("Hob does not answer.", "Is it switched on, and are you on its network? Your text is still here.");
+  } finally {
+    form.ariaBusy = "false";
+  }
+}
+
+function refuse(problem, hint = "") {
+  const line = document.createElement("p");
+  const strong = document.createElement("strong");
+  strong.textContent = problem;
+  line.append(strong, ` ${hint}`);
+  $("#composer .alert").replaceChildren(line);
+}
+
+function merge(page, response) {
+  const unchanged = new Map(); // articles on screen that are complete and stay as they are
+  for (const article of document.querySelectorAll(".turn:not([data-state=running])"))
+    unchanged.set(article.id + article.dataset.state + Boolean($("form", article)), article);
+  for (const article of page.querySelectorAll(".turn")) {
+    const old = unchanged.get(article.id + article.dataset.state + Boolean($("form", article)));
+    if (old) article.replaceWith(old);
+  }
+  for (const id of [...streams.keys()]) close(id);
+  $("#view").replaceWith($("#view", page));
+  $("#list").replaceChildren(...$("#list", page).childNodes);
+  document.title = page.title;
+
+  const [mine, theirs] = [$("#composer"), $("#composer", page)];
+  for (const part of [".alert", ".tools"]) $(part, mine).replaceWith($(part, theirs));
+  mine.action = theirs.action;
+  if (response.ok) field().value = $("#text", theirs).value;
+  grow();
+  if (response.ok && response.url !== location.href.split("#")[0]) history.pushState(null, "", response.url);
+  enliven();
+  if (response.ok) toEnd();
+  if (!coarse.matches) field().focus({ preventScroll: true });
+}
+
+// A step back may lead to a page that was merged away: load it.
+addEventListener("popstate", (event) => {
+  if (!location.hash && !event.state) location.reload();
+});
+
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("[data-live]")) return;
+  event.preventDefault();
+  submit(event.target, event.submitter);
+});
+
+// ---- Copy buttons. The clipboard interface exists only over HTTPS and on localhost; http://hob.local is neither.
+
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "unseen";
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  if (!done) throw new Error("the browser did not allow copying");
+}
+
+function addCopyButtons(within) {
+  for (const figure of within.querySelectorAll(".code:not(:has(.copy))")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "button copy";
+    button.textContent = "Copy";
+    button.ariaLabel = "Copy the code";
+    figure.append(button);
+  }
+}
+
+function plain(text) {
+  const clone = text.cloneNode(true);
+  for (const button of clone.querySelectorAll(".copy")) button.remove();
+  return clone.innerHTML;
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest(".copy");
+  if (!button) return;
+  const done = await copy($("pre", button.parentElement).innerText.replace(/\n$/, "")).then(() => true, () => false);
+  button.textContent = done ? "Copied" : "Not allowed";
+  announce(button.textContent);
+  button.focus();
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+});
+
+// ---- The composer grows with its text.
+
+function grow() {
+  if (!field() || CSS.supports("field-sizing", "content")) return;
+  field().style.height = "auto";
+  field().style.height = `${field().scrollHeight}px`;
+}
+
+document.addEventListener("input", (event) => event.target === field() && grow());
+
+// ---- The drawer on narrow screens, and menus that close when the eye moves on.
+
+function drawer(open) {
+  document.body.classList.toggle("drawer", open);
+  $(".topbar .open").ariaExpanded = String(open);
+  if (open) $("#chats .close").focus();
+  else if ($("#chats").contains(document.activeElement)) $(".topbar .open").focus();
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest(".topbar .open, .close, .scrim")) {
+    event.preventDefault();
+    drawer(Boolean(event.target.closest(".open")));
+  }
+  for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+});
+
+// ---- Keys.
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input, textarea, select");
+  if (event.key === "Enter" && event.target === field() && !event.shiftKey && !event.isComposing && !coarse.matches) {
+    event.preventDefault();
+    if (!$("#composer .stop")) $("#composer").requestSubmit($("#composer .send"));
+  } else if (event.key === "Escape") {
+    const menu = $(".menu[open]");
+    if (menu) {
+      menu.open = false;
+      $("summary", menu).focus();
+    } else if (document.body.classList.contains("drawer")) drawer(false);
+    else $("#composer .stop")?.click();
+  } else if ((event.key === "/" && !typing) || (event.key === "k" && (event.ctrlKey || event.metaKey))) {
+    event.preventDefault();
+    if (getComputedStyle($(".topbar")).display !== "none") drawer(true);
+    $("#q").focus();
+    $("#q").select();
+  }
+});
+
+// ---- Start.
+
+function enliven() {
+  addCopyButtons(document);
+  for (const article of document.querySelectorAll("[data-events]")) follow(article);
+}
+
+enliven();
+grow();
+if ($("#turns") && (!location.hash || $(".turn:last-child[data-state=running]"))) toEnd();

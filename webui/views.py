@@ -1,0 +1,340 @@
+"""The pages' routes. Forms are posted and answered with a redirect, so everything works without JavaScript.
+
+Who may enter, and whether a form comes from one of our own pages, is decided before these handlers run.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from functools import wraps
+from typing import Final, Protocol, cast
+
+import segno
+from markupsafe import Markup
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+
+from appliance import __version__
+from appliance.config import Settings
+from appliance.domain import ModelCard
+from appliance.errors import HobError, NotFoundError
+from appliance.inference import Inference
+from appliance.models import Models
+from appliance.security import caller
+from appliance.security.keys import add_key
+from appliance.store import Store, StoredMessage
+from webui import live, presenters
+from webui.assets import Assets
+from webui.pages import ChatPage, ErrorPage, HomePage, Page, SearchPage, SettingsPage, Sidebar
+from webui.rendering import to_html
+
+LISTED: Final = 200  # chats in the sidebar; search finds the others
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Service(Protocol):
+    """What the handlers use of the application: its `state`."""
+
+    settings: Settings
+    store: Store
+    models: Models
+    inference: Inference
+
+
+def service(request: Request) -> Service:
+    """The application that serves this request."""
+    return cast(Service, request.app.state)
+
+
+def render(request: HTTPConnection, page: Page, status: int = 200) -> HTMLResponse:
+    """A page as a response."""
+    return HTMLResponse(to_html(page), status)
+
+
+def error_page(request: HTTPConnection, error: HobError) -> Response:
+    """An error as a page for people, with its status and the next step."""
+    response = render(request, ErrorPage(error.status, _sentence(error.message), error.hint), error.status)
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    return response
+
+
+def _sentence(message: str) -> str:
+    """A message as it stands alone: with a capital and a full stop."""
+    text = message[:1].upper() + message[1:]
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
+def _page(handler: Handler) -> Handler:
+    """Show errors made for people as pages."""
+
+    @wraps(handler)
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except HobError as error:
+            return error_page(request, error)
+
+    return handle
+
+
+async def _fields(request: Request) -> dict[str, str]:
+    """The text fields of a form, lines ended by a newline alone; files are not among them."""
+    async with request.form(max_files=0, max_fields=10) as form:
+        return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
+
+
+async def _sidebar(request: Request, current: int | None = None, query: str = "") -> Sidebar:
+    store = service(request).store
+    chats = await store.run(store.chats, LISTED)
+    return presenters.sidebar(chats, datetime.now().astimezone(), current, query)
+
+
+def _choose(models: Models, wanted: str) -> tuple[Sequence[ModelCard], str, ModelCard | None]:
+    """All models, and of the one to offer first its name and card: the wanted one, else the default one."""
+    cards = [card for card in models.list() if not card.problem]
+    for name in (wanted, models.default):
+        for card in cards:
+            if card.name == name:
+                return cards, name, card
+    return cards, wanted or models.default, None
+
+
+# Conversations
+
+
+@_page
+async def home(request: Request) -> Response:
+    """GET /: a new chat."""
+    return await _home(request)
+
+
+async def _home(
+    request: Request, draft: str = "", model: str = "", error: HobError | None = None
+) -> Response:
+    cards, chosen, card = _choose(service(request).models, model)
+    form = presenters.composer(
+        cards,
+        chosen,
+        draft=draft,
+        problem=_sentence(error.message) if error else "",
+        hint=error.hint if error else "",
+    )
+    page = HomePage(
+        sidebar=await _sidebar(request),
+        composer=form,
+        note=card.note if card else "",
+        suggestions=presenters.SUGGESTIONS if card and card.builtin else (),
+    )
+    return render(request, page, error.status if error else 200)
+
+
+@_page
+async def chat(request: Request) -> Response:
+    """GET /chats/{chat}: a conversation."""
+    return await _chat(request, request.path_params["chat"])
+
+
+async def _chat(
+    request: Request, chat_id: int, draft: str = "", model: str = "", error: HobError | None = None
+) -> Response:
+    store = service(request).store
+    row = await store.run(store.chat, chat_id)
+    thread = await store.run(store.thread, chat_id)
+    running = next((message for message in thread if message.state == "running"), None)
+    cards, chosen, card = _choose(service(request).models, model or row.model)
+    form = presenters.composer(
+        cards,
+        chosen,
+        chat_id,
+        running,
+        draft=draft,
+        problem=_sentence(error.message) if error else "",
+        hint=error.hint if error else "",
+    )
+    page = ChatPage(
+        sidebar=await _sidebar(request, current=chat_id),
+        composer=form,
+        id=chat_id,
+        title=row.title,
+        note=card.note if card else "",
+        turns=presenters.turns(thread),
+        running=running is not None,
+    )
+    return render(request, page, error.status if error else 200)
+
+
+@_page
+async def ask(request: Request) -> Response:
+    """POST /chats and POST /chats/{chat}/messages: a question; leads to its answer.
+
+    A question that is refused comes back in the form, with the reason above it.
+    """
+    chat_id: int | None = request.path_params.get("chat")
+    fields = await _fields(request)
+    text, model = fields.get("text", ""), fields.get("model", "")
+    try:
+        generation = await service(request).inference.ask(chat_id, text, model)
+    except NotFoundError:
+        raise
+    except HobError as error:
+        if chat_id is None:
+            return await _home(request, text, model, error)
+        return await _chat(request, chat_id, text, model, error)
+    return _to_message(generation.chat_id, generation.message_id)
+
+
+@_page
+async def stop(request: Request) -> Response:
+    """POST …/messages/{message}/stop: end a running answer, from any device."""
+    message = await _message(request)
+    await service(request).inference.stop(message.id)
+    return _to_message(message.chat_id, message.id)
+
+
+@_page
+async def regenerate(request: Request) -> Response:
+    """POST …/messages/{message}/regenerate: answer the same question again."""
+    message = await _message(request)
+    generation = await service(request).inference.regenerate(message.id)
+    return _to_message(generation.chat_id, generation.message_id)
+
+
+@_page
+async def events(request: Request) -> Response:
+    """GET …/messages/{message}/events: the answer as it is written; see `live`."""
+    message = await _message(request)
+    # The browser's own header wins: the address says where the page began, the header how far it has come.
+    place = request.headers.get("last-event-id") or request.query_params.get("from", "")
+    offset = int(place) if place.isascii() and place.isdecimal() else 0
+    return live.EventStream(live.events(service(request).inference, service(request).store, message, offset))
+
+
+@_page
+async def rename(request: Request) -> Response:
+    """POST /chats/{chat}/rename: another title."""
+    chat_id: int = request.path_params["chat"]
+    title = (await _fields(request)).get("title", "")
+    store = service(request).store
+    if title.strip():
+        await store.run(store.rename_chat, chat_id, title)
+    return RedirectResponse(f"/chats/{chat_id}", 303)
+
+
+@_page
+async def delete(request: Request) -> Response:
+    """POST /chats/{chat}/delete: for good; answers under way end first."""
+    chat_id: int = request.path_params["chat"]
+    store = service(request).store
+    for message in await store.run(store.running, chat_id):
+        await service(request).inference.stop(message.id)
+    await store.run(store.delete_chat, chat_id)
+    return RedirectResponse("/", 303)
+
+
+@_page
+async def search(request: Request) -> Response:
+    """GET /search?q=: chats by their titles and messages."""
+    query = request.query_params.get("q", "").strip()
+    store = service(request).store
+    hits = await store.run(store.search, query) if query else []
+    page = SearchPage(
+        sidebar=await _sidebar(request, query=query), query=query, hits=[presenters.hit(hit) for hit in hits]
+    )
+    return render(request, page)
+
+
+async def _message(request: Request) -> StoredMessage:
+    """The message that the address names.
+
+    Raises:
+        NotFoundError: there is none, or it belongs to another chat.
+    """
+    store = service(request).store
+    message = await store.run(store.message, request.path_params["message"])
+    if message.chat_id != request.path_params["chat"]:
+        raise NotFoundError(f"no message {message.id} in this chat")
+    return message
+
+
+def _to_message(chat_id: int, message_id: int) -> Response:
+    return RedirectResponse(f"/chats/{chat_id}#m{message_id}", 303)
+
+
+# Settings
+
+
+@_page
+async def settings(request: Request) -> Response:
+    """GET /settings: addresses, models, API keys."""
+    return render(request, await _settings(request))
+
+
+async def _settings(request: Request, new_key: str = "") -> SettingsPage:
+    here = service(request)
+    now = datetime.now().astimezone()
+    addresses = _addresses(request)
+    return SettingsPage(
+        sidebar=await _sidebar(request),
+        addresses=addresses,
+        qr=_qr(addresses[0]) if addresses else Markup(),
+        models=[presenters.model_row(card) for card in here.models.list()],
+        models_dir=str(here.settings.data_dir / "models"),
+        keys=[presenters.key_row(key, now) for key in await here.store.run(here.store.keys)],
+        new_key=new_key,
+        signed_in=caller(request).kind == "owner",
+        version=__version__,
+    )
+
+
+def _addresses(request: Request) -> list[str]:
+    """Where other devices reach this Hob; empty when it listens on this machine only."""
+    config = service(request).settings
+    if not config.lan:
+        return []
+    port = request.url.port or 80
+    return [f"http://{config.name}.local" + ("" if port == 80 else f":{port}")]
+
+
+def _qr(text: str) -> Markup:
+    """A QR code as an SVG without styles."""
+    svg = segno.make(text, error="m").svg_inline(scale=4, border=2, dark="#2b2320", light="#ffffff")
+    return Markup(svg)  # noqa: S704  made by segno from an address of ours
+
+
+@_page
+async def make_key(request: Request) -> Response:
+    """POST /settings/keys: a new API key, shown in the answer and never again."""
+    store = service(request).store
+    _, secret = await store.run(add_key, store, (await _fields(request)).get("name", ""))
+    return render(request, await _settings(request, new_key=secret), 201)
+
+
+@_page
+async def revoke_key(request: Request) -> Response:
+    """POST /settings/keys/{key}/revoke: the key stops working at once."""
+    store = service(request).store
+    await store.run(store.revoke_key, request.path_params["key"])
+    return RedirectResponse("/settings#keys", 303)
+
+
+def routes() -> list[BaseRoute]:
+    """Everything under / that people see, and the static files."""
+    message = "/chats/{chat:int}/messages/{message:int}"
+    return [
+        Route("/", home, methods=["GET"]),
+        Route("/chats", ask, methods=["POST"]),
+        Route("/chats/{chat:int}", chat, methods=["GET"]),
+        Route("/chats/{chat:int}/messages", ask, methods=["POST"]),
+        Route("/chats/{chat:int}/rename", rename, methods=["POST"]),
+        Route("/chats/{chat:int}/delete", delete, methods=["POST"]),
+        Route(f"{message}/events", events, methods=["GET"]),
+        Route(f"{message}/stop", stop, methods=["POST"]),
+        Route(f"{message}/regenerate", regenerate, methods=["POST"]),
+        Route("/search", search, methods=["GET"]),
+        Route("/settings", settings, methods=["GET"]),
+        Route("/settings/keys", make_key, methods=["POST"]),
+        Route("/settings/keys/{key:int}/revoke", revoke_key, methods=["POST"]),
+        Mount("/static", Assets(), name="static"),
+    ]
