@@ -1,0 +1,217 @@
+"""The engine process: `python -m appliance.engine.worker`.
+
+It speaks `messages` in `wire` frames, with one client over an inherited socket (`--fd`) or with any number
+over a socket file (`--socket`). The main thread only moves messages, so that cancelling and statistics are
+handled at any time; a `Runner` computes on a second thread.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from appliance.engine import wire
+from appliance.engine.messages import (
+    AskStats,
+    Cancel,
+    Failed,
+    Generate,
+    Load,
+    ModelRef,
+    Reply,
+    Request,
+    Stats,
+)
+from appliance.engine.runner import Loader, Model, Runner, resident_bytes
+from appliance.errors import InvalidRequestError
+
+log = logging.getLogger(__name__)
+
+# A client that stops reading is dropped once so many bytes wait for it: some ten thousand tokens.
+MAX_BACKLOG = 2**20
+
+# Seconds that the step in progress gets to end when the process is to stop; a prefill chunk takes about one.
+STOP_TIMEOUT = 5.0
+
+
+class Server:
+    """Connections on one side, the runner on the other."""
+
+    def __init__(self, load: Loader) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._runner = Runner(load, self._reply)
+        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._numbers = itertools.count()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Compute for as long as the context lasts, then end every connection."""
+        self._runner.start()
+        try:
+            yield
+        finally:
+            for writer in self._writers.values():
+                writer.transport.abort()
+            if not self._runner.stop(STOP_TIMEOUT):
+                log.error("a step does not end; leaving without it")
+                os._exit(1)  # an orderly exit would tear the runtime down under the running step
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client until it goes away or sends what is not a message; then cancel its requests."""
+        client = next(self._numbers)
+        self._writers[client] = writer
+        try:
+            while (body := await wire.read_frame(reader)) is not None:
+                try:
+                    self._handle(client, wire.parse_request(body))
+                except wire.WireError as error:
+                    if error.id is None:
+                        raise
+                    self._send(client, Failed(id=error.id, code=InvalidRequestError.code, message=str(error)))
+        except wire.WireError as error:
+            log.warning("connection %d is closed: %s", client, error)
+        except ConnectionError as error:
+            log.info("connection %d is gone: %s", client, error)
+        finally:
+            del self._writers[client]
+            self._runner.forget(client)
+            writer.transport.abort()
+
+    def _handle(self, client: int, request: Request) -> None:
+        """Hand on one request."""
+        match request:
+            case Load() | Generate():
+                self._runner.submit(client, request)
+            case Cancel():
+                self._runner.cancel(client, request.id)
+            case AskStats():
+                self._send(client, self._stats(request.id))
+
+    def _stats(self, request_id: str) -> Stats:
+        """The state of this process."""
+        activity = self._runner.activity()
+        return Stats(
+            id=request_id,
+            model=activity.model.directory if activity.model else "",
+            waiting=activity.waiting,
+            running=activity.running,
+            rss=resident_bytes(),
+        )
+
+    def _reply(self, client: int, reply: Reply) -> None:
+        """Send from any thread; replies keep their order."""
+        self._loop.call_soon_threadsafe(self._send, client, reply)
+
+    def _send(self, client: int, reply: Reply) -> None:
+        """Write at once; a reply to a client that has gone is dropped."""
+        writer = self._writers.get(client)
+        if writer is None or writer.is_closing():
+            return
+        writer.write(wire.pack(reply))
+        if writer.transport.get_write_buffer_size() > MAX_BACKLOG:
+            log.warning("connection %d is closed: it does not read", client)
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def inherited(server: Server, fd: int, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Talk to the client at the other end of `fd`; `stop` is set when it goes.
+
+    Its end closes when the service ends, however it ends, so no engine is ever left behind.
+    """
+    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=fd))
+    talk = asyncio.create_task(server.talk(reader, writer))
+    talk.add_done_callback(lambda _: stop.set())
+    yield
+    talk.cancel()
+    await asyncio.wait([talk])
+
+
+def bind(path: Path) -> socket.socket:
+    """A socket bound to `path` that only this user can reach; takes the place of a dead engine's file.
+
+    Raises:
+        OSError: the file cannot be made, or another engine listens there.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists():
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise FileExistsError(f"{path} is in the way: it is not a socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise FileExistsError(f"another engine listens on {path}")
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {path}: {error}") from error
+    finally:
+        os.umask(before)
+    return listener
+
+
+async def run(load: Loader, *, fd: int | None, path: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT, or until the client of `fd` goes away."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = Server(load)
+    async with server.running(), contextlib.AsyncExitStack() as stack:
+        if fd is not None:
+            await stack.enter_async_context(inherited(server, fd, stop))
+        if path is not None:
+            listener = await asyncio.start_unix_server(server.talk, sock=bind(path))
+            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(listener.close)
+            log.info("listening on %s", path)
+        await stop.wait()
+
+
+def load_native(model: ModelRef, *, threads: int) -> Model:
+    """Load a compiled model; the first one brings the runtime in."""
+    from appliance.engine.native import NativeModel
+
+    return NativeModel.load(
+        Path(model.directory), Path(model.library), context=model.context, max_sequences=1, threads=threads
+    )
+
+
+def main(arguments: Sequence[str] | None = None, *, load: Loader | None = None) -> None:
+    """Run the process. `load` replaces the native engine."""
+    parser = argparse.ArgumentParser(prog="appliance.engine.worker", description="Hob's engine process.")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--fd", type=int, help="inherited connected socket of the only client")
+    where.add_argument("--socket", type=Path, help="socket file to make and listen on")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
+    chosen = parser.parse_args(arguments)
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="engine: %(levelname)s: %(message)s")
+    threads = chosen.threads or psutil.cpu_count(logical=False) or 1
+    os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, when the runtime starts its pool
+    with contextlib.suppress(OSError):  # the name that top and ps show, where there is procfs
+        Path("/proc/self/comm").write_text("hob-engine")
+    load = load or functools.partial(load_native, threads=threads)
+    try:
+        asyncio.run(run(load, fd=chosen.fd, path=chosen.socket))
+    except OSError as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
