@@ -17,9 +17,10 @@ from appliance.chat import ChatFormat, StopStrings
 from appliance.domain import Delta, FinishReason, Logprobs, Message, Timings, TokenLogprob, Usage
 from appliance.engine.base import Engine
 from appliance.engine.messages import Finished, Generate, Sampling, Token
-from appliance.errors import ContextLengthError, HobError, InvalidRequestError, StoreError
+from appliance.errors import ContextLengthError, HobError, InvalidRequestError, ModelLoadError, StoreError
 from appliance.models import Installed, Models
 from appliance.store import INTERRUPTED, State, Store, StoredMessage
+from builder.errors import BuildError
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Inference:
         sampling = sampling or installed.defaults
         if foreign := [token for token in sampling.logit_bias if not 0 <= token < chat_format.vocab_size]:
             raise InvalidRequestError(
-                f"logit_bias: {foreign[0]} is not a token id; {installed.card.name} has {chat_format.vocab_size}",
+                f"logit_bias: token id {foreign[0]} is outside the vocabulary of {chat_format.vocab_size}",
                 param="logit_bias",
             )
         prompt = await anyio.to_thread.run_sync(chat_format.encode, messages)
@@ -186,13 +187,6 @@ class Inference:
             writing.cancel()
             await asyncio.wait([keeping])
 
-    async def delete_chat(self, chat_id: int) -> None:
-        """Delete a chat; an answer still running in it ends."""
-        for generation in list(self._running.values()):
-            if generation.chat_id == chat_id:
-                await self.stop(generation.message_id)
-        await self._store.run(self._store.delete_chat, chat_id)
-
     def running(self, message_id: int) -> Generation | None:
         """The answer with this id while it is being written; its `text` is ahead of the store's."""
         return self._running.get(message_id)
@@ -224,7 +218,12 @@ class Inference:
         """The chat format of a model, kept in memory: a large vocabulary takes a second to read."""
         known = self._formats.get(installed.card.name)
         if known is None or known[0] is not installed:  # `Models` hands out a new object when files changed
-            known = installed, await anyio.to_thread.run_sync(ChatFormat.load, installed.directory)
+            try:
+                known = installed, await anyio.to_thread.run_sync(ChatFormat.load, installed.directory)
+            except BuildError as error:
+                raise ModelLoadError(
+                    f"{installed.card.name} cannot chat: {error}", hint=error.hint
+                ) from error
             self._formats[installed.card.name] = known
         return known[1]
 
@@ -347,7 +346,8 @@ def outcome(writing: asyncio.Task[Delta]) -> tuple[State, str, Delta]:
     if error is None:
         return "done", "", writing.result().model_copy(update={"text": ""})
     if isinstance(error, HobError):
-        return "error", f"{error.message}. {error.hint}".rstrip(), Delta(finish="error")
+        message = f"{error.message[:1].upper()}{error.message[1:].rstrip('.')}."
+        return "error", f"{message} {error.hint}".rstrip(), Delta(finish="error")
     log.error("an answer failed", exc_info=error)
     return "error", "Something went wrong inside Hob; its log has the details.", Delta(finish="error")
 

@@ -8,6 +8,7 @@ a process of its own, so that its 300 MB never enter the service.
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from appliance.engine.messages import ModelRef, Sampling
 from appliance.errors import ModelLoadError, UnknownModelError
 from builder.compile.mlc import CONFIG, TENSOR_CACHES, MLCDirectory
 from builder.errors import BuildError, FormatError
+
+log = logging.getLogger(__name__)
 
 GUIDE = "hob-guide"
 GUIDE_DIRECTORY = Path(builder.__file__).parent / "guide" / "model"
@@ -100,9 +103,9 @@ class Models:
                 self._libraries[installed.card.name] = known
             return known
 
-    async def reference(self, installed: Installed) -> ModelRef:
+    async def reference(self, installed: Installed, progress: Progress | None = None) -> ModelRef:
         """What the engine needs to know of a model; compiles its library if need be."""
-        library = await self.library(installed.card.name)
+        library = await self.library(installed.card.name, progress)
         return ModelRef(
             directory=str(installed.directory), library=str(library), context=installed.card.context
         )
@@ -199,11 +202,10 @@ async def compile_library(directory: Path, cache: Path, kernels: str, progress: 
     assert process.stdout is not None
     assert process.stderr is not None
     complaints = asyncio.create_task(process.stderr.read())
-    library = None
+    report: dict[str, Any] = {}
     try:
         async for line in process.stdout:
             report = json.loads(line)
-            library = report.get("library", library)
             if progress is not None and "step" in report:
                 progress(report["step"], report["fraction"])
         status = await process.wait()
@@ -215,12 +217,15 @@ async def compile_library(directory: Path, cache: Path, kernels: str, progress: 
                 process.kill()
             await process.wait()
         complaints.cancel()
-    if status != 0 or library is None:
+    if "error" in report:
+        raise ModelLoadError(f"{directory.name} does not compile: {report['error']}", hint=report["hint"])
+    if status != 0 or "library" not in report:
+        log.error("the compiler failed on %s:\n%s", directory, said)
         raise ModelLoadError(
-            f"compiling {directory} failed: {said.splitlines()[-1] if said else f'exit status {status}'}",
-            hint=f"`hob model compile {directory}` shows the whole story.",
+            f"the compiler failed on {directory} with exit status {status}",
+            hint="Its messages are in the log.",
         )
-    return Path(library)
+    return Path(report["library"])
 
 
 def _modified(path: Path) -> int:

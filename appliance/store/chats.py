@@ -130,6 +130,12 @@ class Chats(Connection):
         """The message with this id."""
         return self.row(f"message {message_id}", _message, "SELECT * FROM messages WHERE id = ?", message_id)
 
+    def running(self, chat_id: int) -> list[StoredMessage]:
+        """The answers in a chat that are being written: one at most."""
+        return self.rows(
+            _message, "SELECT * FROM messages WHERE chat_id = ? AND state = 'running'", chat_id
+        )
+
     def ask(
         self, chat_id: int | None, text: str, model: str, settings: dict[str, Any]
     ) -> tuple[StoredMessage, StoredMessage]:
@@ -164,7 +170,7 @@ class Chats(Connection):
         with self.atomic():
             now = time.time()
             chat_id = self.message(question_id).chat_id
-            if self.rows(dict, "SELECT id FROM messages WHERE chat_id = ? AND state = 'running'", chat_id):
+            if self.running(chat_id):
                 raise ConflictError(
                     "this chat is still being answered", hint="Wait for the end of the answer or stop it."
                 )

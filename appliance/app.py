@@ -1,0 +1,147 @@
+"""The composition root: makes every part once and wires them into an ASGI application."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from appliance.api import account, openai, problem
+from appliance.config import Settings
+from appliance.engine.base import Engine
+from appliance.engine.client import EngineClient
+from appliance.errors import EngineUnavailableError, HobError
+from appliance.inference import Inference
+from appliance.models import Models, Progress
+from appliance.security import Gate, SecurityMiddleware, caller
+from appliance.store import Store
+from appliance.system import Health, Readiness
+from webui import views
+
+log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine | None = None,
+    *,
+    progress: Progress | None = None,
+    settled: Callable[[Health], None] | None = None,
+) -> Starlette:
+    """The whole service. It comes up even when no model can run; /healthz and the page then say why.
+
+    `engine` None: the service runs an engine process of its own. A given engine must have been started, and
+    is closed with the service. `progress` and `settled` are told how the default model comes up.
+
+    `app.state` has `settings`, `store`, `models`, `inference`, `gate`.
+
+    Raises:
+        StoreError: the database cannot be opened.
+    """
+    store = Store(settings.data_dir / "hob.db")
+    models = Models(settings)
+    own_engine = EngineClient(threads=settings.threads) if engine is None else None
+    runner = own_engine or engine
+    assert runner is not None
+    readiness = Readiness(models, runner, progress, settled)
+    inference = Inference(models, runner, store)
+    gate = Gate.open(settings, store)
+
+    async def start() -> None:
+        """Not waited for: the service answers from its first moment, if only that it is starting."""
+        if own_engine is not None:
+            with contextlib.suppress(EngineUnavailableError):  # it goes on trying; readiness tells
+                await own_engine.start()
+        readiness.start()
+
+    async def end_streams() -> None:
+        """End all answers, so that no open stream holds up the shutdown."""
+        await inference.close()
+        await runner.close()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if interrupted := await store.run(store.mark_interrupted):
+            log.warning("%d answers were interrupted by the end of the last run", interrupted)
+        starting = asyncio.create_task(start())
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await readiness.close()
+            await end_streams()
+            store.close()
+
+    async def healthz(request: Request) -> Response:
+        health = await readiness.health()
+        answer = {"status": health.status, "model": health.model}
+        if health.reason and caller(request).known:
+            answer["reason"] = health.reason
+        return JSONResponse(
+            answer,
+            200 if health.status == "ok" else 503,
+            {} if health.status == "ok" else {"retry-after": "1"},
+        )
+
+    app = Starlette(
+        routes=[
+            Route("/healthz", healthz, methods=["GET"]),
+            *openai.routes(models, inference),
+            *account.routes(gate),
+            *views.routes(),
+        ],
+        middleware=[
+            Middleware(SecurityMiddleware, gate=gate, max_body=settings.max_body, refuse=explain),
+        ],
+        exception_handlers={
+            HobError: _hob_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _gone,
+            Exception: _crash,
+        },
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.store = store
+    app.state.models = models
+    app.state.inference = inference
+    app.state.gate = gate
+    app.state.readiness = readiness
+    app.state.end_streams = end_streams
+    return app
+
+
+def explain(connection: HTTPConnection, error: HobError) -> Response:
+    """An error in the shape its reader expects: JSON for programs, a page for people."""
+    path = connection.scope["path"]
+    if path == "/healthz" or path == "/v1" or path.startswith("/v1/"):
+        return problem.response(error)
+    return views.error_page(connection, error)
+
+
+async def _hob_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HobError)
+    return explain(request, error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = explain(request, problem.from_http(error))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this; 499 is what nginx logs for it."""
+    return Response(status_code=499)
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    """A fault of ours. The server logs it with its traceback."""
+    return explain(request, HobError("something went wrong inside Hob", hint="Its log has the details."))
