@@ -10,9 +10,11 @@ from tvm import relax
 from builder.compile.families import llama
 from builder.compile.families.blocks import emit_functions, emit_metadata
 from builder.compile.families.parameters import Parameters
+from builder.compile.kernels.isa import ISAS
 from builder.compile.library import Kernels
 from builder.compile.mlc import MLCDirectory
-from builder.compile.operators import PlainOperators
+from builder.compile.quantise import QUANTISATIONS
+from builder.compile.operators import Int8Operators, PlainOperators
 from builder.compile.targets import Target
 from builder.errors import FormatError
 
@@ -55,7 +57,11 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels, tvm_targ
     """The Relax module: MLC's functions, `_metadata`, and the packing kernels by their plain names."""
     config = model.config
     shape = llama.LlamaShape.read(config["model_config"])
-    operators = PlainOperators(shape.eps)
+    operators: Any
+    if kernels == "fast" and QUANTISATIONS[model.quantization].bits == 4:
+        operators = Int8Operators(ISAS[target.isa], shape.eps)
+    else:
+        operators = PlainOperators(shape.eps)
     parameters = Parameters(model.quantization, operators.pack)
     family = llama.Llama(shape, parameters, operators)
     check_tensors(model, parameters)

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 from tvm import relax, te, tirx
 
 from builder.compile.families.parameters import Matrix, Step, Tensor
+from builder.compile.kernels import activation, packing, w4a8
+from builder.compile.kernels.isa import Isa
 
 Expr = Any  # tvm.relax.Expr; TVM has no type information
 Preparation = Literal["plain", "rms", "silu"]
@@ -27,9 +29,15 @@ class Operators(Protocol):
         ...
 
     def linear(
-        self, bb: Any, matrix: Matrix, weights: list[Expr], x: list[Expr], residual: Expr | None = None
+        self,
+        bb: Any,
+        matrix: Matrix,
+        weights: list[Expr],
+        x: list[Expr],
+        rows: Any,
+        residual: Expr | None = None,
     ) -> Expr:
-        """x · weightsᵀ (+ residual), float32 `[m, rows]`."""
+        """x · weightsᵀ (+ residual), float32 `[rows, matrix.rows]`; `x` comes from `prepare`."""
         ...
 
     def embed(self, bb: Any, matrix: Matrix, weights: list[Expr], ids: Expr) -> Expr:
@@ -69,7 +77,13 @@ class PlainOperators:
         return bb.emit_te(_rms, x, norm, self.eps)
 
     def linear(
-        self, bb: Any, matrix: Matrix, weights: list[Expr], x: list[Expr], residual: Expr | None = None
+        self,
+        bb: Any,
+        matrix: Matrix,
+        weights: list[Expr],
+        x: list[Expr],
+        rows: Any,
+        residual: Expr | None = None,
     ) -> Expr:
         y = bb.emit_te(_matmul, x[0], weights[0])
         return y if residual is None else bb.emit(relax.op.add(y, residual))
@@ -113,3 +127,96 @@ def _dequantise(rows: int, columns: int, dtype: str) -> Any:
         return ((nibble.astype("int32") - 7).astype(dtype) * s[i, k // 32]).astype("float32")
 
     return te.create_prim_func([w, s, te.compute((rows, columns), value, "dense")])
+
+
+class Int8Operators:
+    """Int4 weights, packed, times int8 activations in blocks of 32 with a scale of their own."""
+
+    def __init__(self, isa: Isa, eps: float) -> None:
+        self.isa = isa
+        self.eps = eps
+        self.packers: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
+
+    def pack(self, rows: int, columns: int, stored: tuple[Tensor, ...]) -> Step:
+        weight, scale = stored
+        kernel = packing.pack(rows, columns, self.isa, scale=scale.dtype)
+        name = symbol(kernel)
+        self.packers[name] = kernel
+        return Step(
+            (weight.name, scale.name),
+            (
+                Tensor(weight.name, packing.packed_shape(rows, columns, self.isa), "uint8"),
+                Tensor(scale.name, packing.scales_shape(rows, columns, self.isa), scale.dtype),
+            ),
+            name,
+        )
+
+    def prepare(self, bb: Any, kind: Preparation, x: Expr, norm: Expr | None = None) -> list[Expr]:
+        count, width = x.ty.shape
+        one = static_rows(count)
+        k = int(width) // 2 if kind == "silu" else int(width)
+        if kind == "rms":
+            kernel = activation.rms_norm_quantise(k, self.eps, rows=one)
+        elif kind == "silu":
+            kernel = activation.silu_mul_quantise(k, rows=one)
+        else:
+            kernel = activation.quantise(k, rows=one)
+        padded = 1 if one else activation.padded_rows(count)
+        out = relax.TensorType((padded, k // 32, activation.WORDS), "int32")
+        return [call(bb, kernel, [x] if norm is None else [x, norm], out)]
+
+    def normalise(self, bb: Any, x: Expr, norm: Expr) -> Expr:
+        count, width = x.ty.shape
+        kernel = activation.rms_norm(int(width), self.eps, rows=static_rows(count))
+        return call(bb, kernel, [x, norm], x.ty)
+
+    def linear(
+        self,
+        bb: Any,
+        matrix: Matrix,
+        weights: list[Expr],
+        x: list[Expr],
+        rows: Any,
+        residual: Expr | None = None,
+    ) -> Expr:
+        kernel = w4a8.linear(
+            matrix.rows,
+            matrix.columns,
+            self.isa,
+            scale=str(weights[1].ty.dtype),
+            rows=static_rows(rows),
+            residual=residual is not None,
+        )
+        out = relax.TensorType((rows, matrix.rows), "float32")
+        return call(bb, kernel, [*weights, *x, *([] if residual is None else [residual])], out)
+
+    def embed(self, bb: Any, matrix: Matrix, weights: list[Expr], ids: Expr) -> Expr:
+        lanes, quads = self.isa.lanes, self.isa.quads
+
+        def lookup(w: Any, s: Any, i: Any) -> Any:
+            def value(t: Any, k: Any) -> Any:
+                row, c = i[t], k % 32
+                g, lane, low = row // lanes, row % lanes, c % 16
+                byte = (low // 4 * lanes + lane) * 4 + low % 4 if quads else low * lanes + lane
+                nibble = (w[g, k // 32, byte] >> (c // 16 * 4).astype("uint8")) & tirx.const(15, "uint8")
+                return (nibble.astype("int32") - 7).astype("float32") * s[g, k // 32, lane].astype("float32")
+
+            return te.compute((i.shape[0], matrix.columns), value, "lookup")
+
+        return bb.emit_te(lookup, *weights, ids)
+
+
+def symbol(kernel: Any) -> str:
+    """The global symbol of a PrimFunc."""
+    return str(kernel.attrs["global_symbol"])
+
+
+def static_rows(count: Any) -> int | None:
+    """1 where a dimension is known to be 1, else None."""
+    return 1 if isinstance(count, int | tirx.IntImm) and int(count) == 1 else None
+
+
+def call(bb: Any, kernel: Any, arguments: list[Expr], out: Any) -> Expr:
+    """Call a kernel into a new tensor of type `out`; equal kernels are added to the module once."""
+    return bb.emit(relax.call_tir(bb.add_func(kernel, symbol(kernel)), arguments, out))

@@ -1,13 +1,14 @@
 """What the graphs of all families share: weights, attention over the paged KV cache, MLC's functions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import tvm
 from tvm import relax, te, tirx
-from tvm.relax.frontend.nn.llm.kv_cache import RopeMode, TIRPagedKVCache
+from tvm.relax.frontend.nn.llm import kv_cache as stock
+from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, RopeMode
 
 from builder.compile.families.parameters import Matrix, Parameters
 
@@ -84,6 +85,67 @@ def attend(bb: Any, attention: Attention, layer: int, qkv: Expr, kv: Expr) -> Ex
         )
     )
     return bb.emit(relax.op.reshape(out, (rows, heads * head_dim)))
+
+
+def paged_kv_cache(bb: Any, attention: Attention, sizes: Sequence[Any]) -> Expr:
+    """Create TVM's paged KV cache, float32, with CPU kernels.
+
+    Sliding windows and token trees have no kernels; the cache refuses what would need them.
+    """
+    layers, heads, kv_heads, head_dim = (
+        attention.layers,
+        attention.heads,
+        attention.kv_heads,
+        attention.head_dim,
+    )
+    dtype = "float32"
+    scaling = dict(attention.rope_scaling)
+
+    def tir(function: Any, name: str) -> Expr:
+        return relax.Tuple([tvm.ir.StringImm("tirx"), bb.add_func(function, name)])
+
+    none = relax.Tuple([])
+    arguments = [
+        relax.ShapeExpr([*sizes, 1024]),  # the last one: window of sliding layers, of which there are none
+        relax.ShapeExpr([0, layers]),
+        relax.prim_value(heads),
+        relax.prim_value(kv_heads),
+        relax.prim_value(head_dim),
+        relax.prim_value(head_dim),
+        relax.ShapeExpr([int(AttnKind.MHA)] * layers),
+        relax.prim_value(False),  # disaggregation
+        relax.prim_value(int(RopeMode.NORMAL)),
+        relax.prim_value(1),
+        relax.prim_value(attention.rope_theta),
+        relax.prim_value(0),  # no extension factors
+        relax.op.zeros((), dtype),
+        bb.add_func(stock._kv_cache_transpose_append(kv_heads, head_dim, dtype), "kv_append"),
+        relax.prim_value(0),  # no MLA
+        tir(
+            stock._attention_prefill_ragged_cpu(kv_heads, heads, head_dim, head_dim, dtype, scaling),
+            "prefill_ragged",
+        ),
+        tir(stock._attention_prefill_cpu(kv_heads, heads, head_dim, dtype, False, scaling), "prefill_paged"),
+        tir(stock._attention_decode_cpu(kv_heads, heads, head_dim, dtype, False, scaling), "decode_paged"),
+        none,  # prefill, sliding
+        none,  # decode, sliding
+        none,  # tree
+        none,  # tree, paged
+        none,  # MLA
+        relax.Tuple([bb.add_func(stock._merge_state_inplace_cpu(dtype), "merge_state")]),
+        bb.add_func(
+            stock.llama_rope_with_position_map(
+                attention.rope_theta, 1, head_dim, heads, kv_heads, dtype, scaling, head_dim
+            ),
+            "split_rotary",
+        ),
+        bb.add_func(stock._copy_single_page_cpu(kv_heads, sizes[3], head_dim, dtype), "copy_page"),
+        bb.add_func(stock._kv_cache_debug_get_kv(layers, kv_heads, head_dim, dtype), "debug_get_kv"),
+        bb.add_func(stock._compact_kv_copy_cpu(kv_heads, head_dim, dtype), "compact_pages"),
+    ]
+    return relax.call_pure_packed(
+        "vm.builtin.paged_attention_kv_cache_create", *arguments, ty_args=relax.AnyType()
+    )
 
 
 def emit_functions(bb: Any, family: Family, parameters: Parameters, target: Any, chunk: int) -> None:
@@ -221,7 +283,7 @@ class _Functions:
             bb.emit_func_output(y)
 
     def create_cache(self) -> None:
-        bb, attention = self.bb, self.family.attention
+        bb = self.bb
         names = (
             "max_batch_size",
             "max_total_seq_len",
@@ -233,28 +295,7 @@ class _Functions:
         arguments = [relax.Var(f"{size.name}_", relax.ShapeType([size])) for size in sizes]
         with bb.function("create_tir_paged_kv_cache", arguments):
             with bb.dataflow():
-                cache = TIRPagedKVCache(
-                    attn_kind="mha",
-                    **dict(zip(names, sizes, strict=True)),
-                    layer_partition=relax.ShapeExpr([0, attention.layers]),
-                    num_hidden_layers=attention.layers,
-                    num_attention_heads=attention.heads,
-                    num_key_value_heads=attention.kv_heads,
-                    qk_head_dim=attention.head_dim,
-                    v_head_dim=attention.head_dim,
-                    mla_original_qk_head_dim=0,
-                    mla_original_v_head_dim=0,
-                    rope_mode=RopeMode.NORMAL,
-                    rope_scale=1,
-                    rope_theta=attention.rope_theta,
-                    rope_scaling=dict(attention.rope_scaling),
-                    rope_ext_factors=relax.prim_value(0),
-                    rotary_dim=attention.head_dim,
-                    enable_disaggregation=False,
-                    dtype="float32",
-                    target=self.target,
-                )
-                result = bb.emit_output(cache._expr)
+                result = bb.emit_output(paged_kv_cache(bb, self.family.attention, sizes))
             bb.emit_func_output(result)
 
 

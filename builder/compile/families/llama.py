@@ -108,16 +108,16 @@ class Llama:
         return self.operators.embed(weights.bb, self.embedding, weights.matrix(self.embedding), ids)
 
     def layers(self, weights: Weights, x: Expr, kv: Expr) -> Expr:
-        bb, ops = weights.bb, self.operators
+        bb, ops, rows = weights.bb, self.operators, x.ty.shape[0]
         for index, layer in enumerate(self.blocks):
             a = ops.prepare(bb, "rms", x, weights.vector(layer.input_norm))
-            qkv = ops.linear(bb, layer.qkv, weights.matrix(layer.qkv), a)
+            qkv = ops.linear(bb, layer.qkv, weights.matrix(layer.qkv), a, rows)
             a = ops.prepare(bb, "plain", attend(bb, self.attention, index, qkv, kv))
-            x = ops.linear(bb, layer.output, weights.matrix(layer.output), a, residual=x)
+            x = ops.linear(bb, layer.output, weights.matrix(layer.output), a, rows, residual=x)
             a = ops.prepare(bb, "rms", x, weights.vector(layer.mlp_norm))
-            gate_up = ops.linear(bb, layer.gate_up, weights.matrix(layer.gate_up), a)
+            gate_up = ops.linear(bb, layer.gate_up, weights.matrix(layer.gate_up), a, rows)
             a = ops.prepare(bb, "silu", gate_up)
-            x = ops.linear(bb, layer.down, weights.matrix(layer.down), a, residual=x)
+            x = ops.linear(bb, layer.down, weights.matrix(layer.down), a, rows, residual=x)
         return x
 
     def normalise(self, weights: Weights, x: Expr) -> Expr:
@@ -130,7 +130,7 @@ class Llama:
             if normalised
             else ops.prepare(bb, "rms", x, weights.vector(self.norm))
         )
-        return ops.linear(bb, self.head, weights.matrix(self.head), a)
+        return ops.linear(bb, self.head, weights.matrix(self.head), a, x.ty.shape[0])
 
 
 def _positive(config: Mapping[str, Any], field: str) -> int:
