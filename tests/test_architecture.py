@@ -46,7 +46,13 @@ ENGINE_ONLY = {"appliance.engine.native", "appliance.engine.mlc"}
 ENGINE_PROCESS = {"appliance.engine.worker", "appliance.engine.probe"}
 
 # The only part of the builder that the service itself imports; the rest stays behind command-line verbs.
-SHARED_WITH_BUILDER = {"builder", "builder.errors", "builder.compile", "builder.compile.mlc"}
+SHARED_WITH_BUILDER = {
+    "builder",
+    "builder.errors",
+    "builder.compile",
+    "builder.compile.mlc",
+    "builder.compile.template",
+}
 
 
 def modules(package: str) -> Iterator[tuple[str, ast.Module]]:
@@ -126,7 +132,7 @@ def test_only_the_engine_process_loads_the_native_engine() -> None:
 
 
 def test_the_service_shares_only_the_directory_format_with_the_builder() -> None:
-    """Outside the command line, the service imports only the MLC directory format from the builder."""
+    """Outside the command line, the service imports only the MLC model format from the builder."""
     wrong = [
         f"{name} imports {imported}"
         for package in ("appliance", "webui")
