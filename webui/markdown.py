@@ -24,10 +24,13 @@ from pygments.util import ClassNotFound
 # Highlighting is linear but slow; beyond this many characters a block is shown plain.
 HIGHLIGHT_LIMIT: Final = 50_000
 
-_TAGS: Final = set(
-    "p a em strong s code pre ul ol li blockquote hr br h3 h4 h5 h6 "
-    "table thead tbody tr th td figure figcaption span div".split()
-)
+# fmt: off
+_TAGS: Final = {
+    "p", "a", "em", "strong", "s", "code", "pre", "ul", "ol", "li", "blockquote", "hr", "br",
+    "h3", "h4", "h5", "h6",
+    "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "span", "div",
+}
+# fmt: on
 _ATTRIBUTES: Final = {
     "a": {"href", "title"},
     "ol": {"start"},
@@ -155,7 +158,7 @@ class LiveMarkdown:
     """Renders a growing text; each step costs as much as its last block, not as the whole.
 
     Blocks are read line by line, so once a later block has begun on a complete line, earlier ones are final.
-    The one exception is a link reference defined after its use: it stays plain text until `render` sees it all.
+    The one exception is a link reference defined after its use: it stays plain text until `render` sees all.
     """
 
     def __init__(self) -> None:
@@ -164,7 +167,7 @@ class LiveMarkdown:
         self._final = 0  # elements before it
 
     def push(self, text: str) -> Tail:
-        """Append `text`; return the elements that were not final before, and how many stay in front of them."""
+        """Append `text`; return the elements that were not final before, and how many precede them."""
         self._open += _lines(text)
         kept = self._final
         final = self._settle()

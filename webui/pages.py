@@ -5,9 +5,11 @@ A template uses nothing but these fields and the `static` function; a test compa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from markupsafe import Markup
+
+EMPTY: Final = Markup()
 
 TurnState = Literal["running", "done", "stopped", "error"]
 
@@ -119,7 +121,7 @@ class Turn:
     who: str
     state: TurnState
     text: str = ""
-    html: Markup = Markup("")
+    html: Markup = EMPTY
     offset: int = 0
     problem: str = ""
     hint: str = ""
@@ -204,8 +206,8 @@ class SettingsPage(Page):
     """Addresses, models, API keys.
 
     Attributes:
-        addresses: where other devices reach this Hob; empty when it listens on this machine only.
-        qr: the first address as an SVG; empty when there is none.
+        addresses: where other devices reach this Hob, by name first; empty when only this machine does.
+        qr: the last address, one of numbers, as an SVG; empty when there is none.
         models_dir: where models are put.
         new_key: an API key just made, shown this once; empty otherwise.
         signed_in: whether this browser has a session that it can end.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from appliance.domain import ModelCard
@@ -85,7 +86,7 @@ def turns(messages: Sequence[StoredMessage]) -> list[Turn]:
 def _trouble(message: StoredMessage) -> tuple[str, str]:
     """Why an answer is not complete, and the next step; empty texts for a complete one."""
     if message.state == "error":
-        return message.error or "The answer failed.", "What was written so far is kept."
+        return "The answer broke off." if message.content else "No answer.", message.error
     if message.state == "stopped":
         return message.error or "Stopped.", ""
     if message.finish == "length":
@@ -123,9 +124,14 @@ def size(count: int) -> str:
 
 def model_row(card: ModelCard) -> ModelRow:
     """A model on the settings page."""
-    weights = "" if card.parameters is None else f"{card.parameters / 1e6:,.0f} million weights, "
-    facts = f"{weights}{card.quantization}, {size(card.bytes)}, {card.context:,} tokens of context"
-    return ModelRow(card.name, facts, card.note, card.problem)
+    facts = [card.quantization, size(card.bytes), f"{card.context:,} tokens of context"]
+    if card.parameters is not None:
+        billions = card.parameters / 1e9
+        facts.insert(
+            0,
+            f"{billions:.1f} billion weights" if billions >= 1 else f"{billions * 1000:.0f} million weights",
+        )
+    return ModelRow(card.name, ", ".join(facts), card.note, card.problem)
 
 
 def key_row(key: ApiKey, now: datetime) -> KeyRow:
@@ -135,3 +141,10 @@ def key_row(key: ApiKey, now: datetime) -> KeyRow:
     return KeyRow(
         key.id, key.name, key.prefix, f"last used {datetime.fromtimestamp(key.used, now.tzinfo):%-d %B %Y}"
     )
+
+
+def addresses(name: str, port: int, numbers: Sequence[IPv4Address | IPv6Address]) -> list[str]:
+    """Where other devices reach this Hob: by name, then by IPv4 numbers, or else IPv6 ones."""
+    v4 = [str(number) for number in numbers if number.version == 4]
+    hosts = [name, *(v4 or [f"[{number}]" for number in numbers])]
+    return [f"http://{host}" if port == 80 else f"http://{host}:{port}" for host in hosts]

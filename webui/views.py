@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from appliance import __version__
 from appliance.config import Settings
+from appliance.discovery.interfaces import reach
 from appliance.domain import ModelCard
 from appliance.errors import HobError, NotFoundError
 from appliance.inference import Inference
@@ -278,7 +279,7 @@ async def _settings(request: Request, new_key: str = "") -> SettingsPage:
     return SettingsPage(
         sidebar=await _sidebar(request),
         addresses=addresses,
-        qr=_qr(addresses[0]) if addresses else Markup(),
+        qr=_qr(addresses[-1]) if addresses else Markup(),
         models=[presenters.model_row(card) for card in here.models.list()],
         models_dir=str(here.settings.data_dir / "models"),
         keys=[presenters.key_row(key, now) for key in await here.store.run(here.store.keys)],
@@ -293,13 +294,16 @@ def _addresses(request: Request) -> list[str]:
     config = service(request).settings
     if not config.lan:
         return []
-    port = request.url.port or 80
-    return [f"http://{config.name}.local" + ("" if port == 80 else f":{port}")]
+    # Where another Hob has the name, this one has a further one; the visitor's browser may know it.
+    visited = request.url.hostname or ""
+    name = visited if visited.endswith(".local") else f"{config.name}.local"
+    _, port = request.scope.get("server") or (None, None)
+    return presenters.addresses(name, port or config.port, reach().announced)
 
 
 def _qr(text: str) -> Markup:
     """A QR code as an SVG without styles."""
-    svg = segno.make(text, error="m").svg_inline(scale=4, border=2, dark="#2b2320", light="#ffffff")
+    svg = segno.make(text, error="m").svg_inline(scale=5, border=2, dark="#2b2320", light="#ffffff")
     return Markup(svg)  # noqa: S704  made by segno from an address of ours
 
 

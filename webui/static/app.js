@@ -62,7 +62,7 @@ function follow(article) {
       close(id);
       const fresh = parse(JSON.parse(event.data).html).body.firstElementChild;
       for (const element of [...$(".text", fresh).children].slice(said)) announce(spoken(element));
-      const problem = $(".problem", fresh);
+      const problem = $(".problem, .remark", fresh);
       if (problem) announce(problem.textContent);
       // What has not changed stays, so that a selection in it survives.
       if ($(".text", fresh).innerHTML === plain(text)) $(".text", fresh).replaceWith(text);
@@ -264,4 +264,5 @@ function enliven() {
 
 enliven();
 grow();
+if (field() && !coarse.matches) field().focus({ preventScroll: true });
 if ($("#turns") && (!location.hash || $(".turn:last-child[data-state=running]"))) toEnd();
