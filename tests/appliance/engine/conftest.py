@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from appliance.engine.messages import Generate, ModelRef, Sampling
+
+# Examples take longer on a busy machine; that is no failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 TOY_COMMAND = (sys.executable, "-m", "tests.appliance.engine.toy")
 
