@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,10 +18,10 @@ from appliance.engine.base import Engine
 from appliance.engine.client import EngineClient
 from appliance.errors import EngineUnavailableError, HobError
 from appliance.inference import Inference
-from appliance.models import Models, Progress
+from appliance.models import Models
 from appliance.security import Gate, SecurityMiddleware, caller
 from appliance.store import Store
-from appliance.system import Health, Readiness
+from appliance.system import Readiness, Watcher
 from webui import views
 
 log = logging.getLogger(__name__)
@@ -30,14 +30,12 @@ log = logging.getLogger(__name__)
 def create_app(
     settings: Settings,
     engine: Engine | None = None,
-    *,
-    progress: Progress | None = None,
-    settled: Callable[[Health], None] | None = None,
+    watcher: Watcher | None = None,
 ) -> Starlette:
     """The whole service. It comes up even when no model can run; /healthz and the page then say why.
 
     `engine` None: the service runs an engine process of its own. A given engine must have been started, and
-    is closed with the service. `progress` and `settled` are told how the default model comes up.
+    is closed with the service. `watcher` is told how it comes up.
 
     `app.state` has `settings`, `store`, `models`, `inference`, `gate`.
 
@@ -49,7 +47,8 @@ def create_app(
     own_engine = EngineClient(threads=settings.threads) if engine is None else None
     runner = own_engine or engine
     assert runner is not None
-    readiness = Readiness(models, runner, progress, settled)
+    watcher = watcher or Watcher()
+    readiness = Readiness(models, runner, watcher)
     inference = Inference(models, runner, store)
     gate = Gate.open(settings, store)
 
@@ -60,6 +59,10 @@ def create_app(
                 await own_engine.start()
         readiness.start()
 
+    def named(host: str) -> None:
+        gate.hosts.announced(host)
+        watcher.named(host)
+
     async def end_streams() -> None:
         """End all answers, so that no open stream holds up the shutdown."""
         await inference.close()
@@ -69,11 +72,18 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if interrupted := await store.run(store.mark_interrupted):
             log.warning("%d answers were interrupted by the end of the last run", interrupted)
-        starting = asyncio.create_task(start())
+        tasks = [asyncio.create_task(start())]
+        if settings.lan:
+            from appliance.discovery import Announcer  # a tenth of a second that only a LAN is worth
+
+            announcer = Announcer(settings.name, settings.port, on_host=named)
+            tasks.append(asyncio.create_task(announcer.run()))
         try:
             yield
         finally:
-            starting.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await readiness.close()
             await end_streams()
             store.close()

@@ -1,13 +1,12 @@
 """Whether this Hob can answer right now."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from appliance.engine.base import Engine
 from appliance.errors import EngineUnavailableError, HobError
-from appliance.models import Models, Progress
+from appliance.models import Models
 
 STATS_TIMEOUT = 2.0
 """Seconds an engine may take to say how it is; it answers between two tokens."""
@@ -22,21 +21,26 @@ class Health:
     reason: str = ""
 
 
+class Watcher:
+    """Is told what happens while a service starts. This one keeps it to itself."""
+
+    def progress(self, step: str, fraction: float) -> None:
+        """The default model is being compiled; `fraction` of it, 0 to 1, is done."""
+
+    def settled(self, health: Health) -> None:
+        """Starting has ended, one way or the other."""
+
+    def named(self, host: str) -> None:
+        """On the LAN Hob is called `host` (with .local) from now on; "" means no name."""
+
+
 class Readiness:
     """Loads the default model and watches that the engine keeps one."""
 
-    def __init__(
-        self,
-        models: Models,
-        engine: Engine,
-        progress: Progress | None = None,
-        settled: Callable[[Health], None] | None = None,
-    ) -> None:
-        """`progress` is told how compiling goes, `settled` when starting has ended, one way or the other."""
+    def __init__(self, models: Models, engine: Engine, watcher: Watcher) -> None:
         self._models = models
         self._engine = engine
-        self._progress = progress
-        self._settled = settled
+        self._watcher = watcher
         self._preparing: asyncio.Task[None] | None = None
         self._health = Health("starting", models.default, "the engine is starting")
 
@@ -74,7 +78,7 @@ class Readiness:
             try:
                 installed = self._models.get()
                 self._health = Health("starting", name, f"{name} is being loaded")
-                await self._engine.load(await self._models.reference(installed, self._progress))
+                await self._engine.load(await self._models.reference(installed, self._watcher.progress))
             except EngineUnavailableError as error:
                 self._health = Health("starting", name, error.message)
                 await asyncio.sleep(error.retry_after or 1)
@@ -84,5 +88,4 @@ class Readiness:
             else:
                 self._health = Health("ok", name)
                 break
-        if self._settled is not None:
-            self._settled(self._health)
+        self._watcher.settled(self._health)

@@ -6,36 +6,27 @@ from ipaddress import IPv4Address
 
 import click
 import segno
-from rich import console, progress
 
+from appliance.cli.progress import Bar
 from appliance.config import Settings
 from appliance.security.hosts import interface_addresses
-from appliance.system import Health
+from appliance.system import Health, Watcher
 
 
-class Console:
-    """The address goes to standard output, everything else to standard error."""
+class Console(Watcher):
+    """Where Hob is goes to standard output, everything else to standard error.
+
+    `setup_code` is shown when it is not "".
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.setup_code = ""
         self._settings = settings
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.TimeElapsedColumn(),
-            console=console.Console(stderr=True),
-            transient=True,
-        )
-        self._task: progress.TaskID | None = None
+        self._bar = Bar(f"Compiling {settings.model} for this machine, this once ...")
 
     def progress(self, step: str, fraction: float) -> None:
         """Show how far compiling the model has come."""
-        if self._task is None:
-            click.echo(f"Compiling {self._settings.model} for this machine, this once ...", err=True)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=1.0)
-        self._bar.update(self._task, description=step, completed=fraction)
+        self._bar(step, fraction)
 
     def settled(self, health: Health) -> None:
         """Say where Hob is, and whether it can answer."""
@@ -43,19 +34,22 @@ class Console:
         if health.status == "failed":
             click.echo(f"hob: {health.reason}", err=True)
             click.echo("     Hob is running, but cannot answer.", err=True)
-        port = self._settings.port
         shown = addresses(self._settings)
-        click.echo(f"Hob is at {' or '.join(f'http://{host}:{port}' for host in shown)}")
+        click.echo(f"Hob is at {' or '.join(shown)}")
         if "JOURNAL_STREAM" not in os.environ:  # a log is nothing to point a phone at
             # The last is an IP address: not every phone resolves .local names.
-            segno.make(f"http://{shown[-1]}:{port}").terminal(sys.stdout, compact=True)
+            segno.make(shown[-1]).terminal(sys.stdout, compact=True)
         if not self._settings.lan:
             click.echo("Only this machine reaches it; `hob serve --lan` opens it to your network.")
         if self.setup_code:
-            click.echo(
-                f"The first visitor sets the owner's password; the page asks for this code: {self.setup_code}"
-            )
+            click.echo(f"The first visitor sets the owner's password, with this code: {self.setup_code}")
         sys.stdout.flush()
+
+    def named(self, host: str) -> None:
+        """Say under which name the LAN knows Hob, where it is not the one asked for."""
+        if host and host != f"{self._settings.name}.local":
+            click.echo(f"The name was taken; on the network Hob is http://{host}:{self._settings.port}")
+            sys.stdout.flush()
 
     def stopping(self) -> None:
         """Leave the terminal as it was."""
@@ -63,12 +57,9 @@ class Console:
 
 
 def addresses(settings: Settings) -> list[str]:
-    """Host names and addresses to reach this Hob by: the name first, then IPv4 addresses of the LAN."""
-    if not settings.lan:
-        return [f"[{settings.host}]" if ":" in settings.host else settings.host]
-    found = sorted(
-        address
-        for address in interface_addresses()
-        if isinstance(address, IPv4Address) and address.is_private
-    )
-    return [f"{settings.name}.local", *(str(address) for address in found if not address.is_loopback)]
+    """Addresses to open in a browser: on a LAN by name, then by IPv4 address."""
+    hosts = [f"[{settings.host}]" if ":" in settings.host else settings.host]
+    if settings.lan:
+        local = sorted(a for a in interface_addresses() if isinstance(a, IPv4Address) and not a.is_loopback)
+        hosts = [f"{settings.name}.local", *map(str, local)]
+    return [f"http://{host}:{settings.port}" for host in hosts]

@@ -57,7 +57,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         logging.getLogger(name).setLevel(logging.WARNING if quiet else logging.DEBUG)
 
     console = Console(settings)
-    app = create_app(settings, progress=console.progress, settled=console.settled)
+    app = create_app(settings, watcher=console)
     if settings.lan and app.state.store.owner_hash() is None:
         console.setup_code = app.state.gate.owner.setup_code
 

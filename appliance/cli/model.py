@@ -1,0 +1,115 @@
+"""`hob model`: convert, compile, probe and list models."""
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from appliance.cli.progress import Bar
+from appliance.config import load_settings
+from appliance.domain import ModelCard
+from appliance.errors import InvalidRequestError
+from appliance.models import Models
+
+QUANTISATIONS = ("q4f16_1", "q4f32_1", "q0f16", "q0f32")
+
+kernels_option = click.option(
+    "--kernels", help="fast: int8 activations; exact: float activations, slower.", default=None
+)
+
+
+@click.group("model")
+def command() -> None:
+    """Convert, compile, probe and list models."""
+
+
+@command.command()
+@click.argument("hf_dir", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option("--quantization", type=click.Choice(QUANTISATIONS), default="q4f16_1", show_default=True)
+def convert(hf_dir: Path, out: Path | None, quantization: str) -> None:
+    """Make an MLC directory from a Hugging Face checkpoint in HF_DIR.
+
+    Without OUT it goes where Hob finds it, into its own models folder.
+    """
+    from builder.compile.convert import convert as convert_checkpoint
+
+    models = load_settings().data_dir / "models"
+    out = out or models / f"{hf_dir.resolve().name}-{quantization}"
+    with Bar(f"Converting {hf_dir} to {quantization} ...") as bar:
+        convert_checkpoint(hf_dir, out, quantization, bar)
+    click.echo(str(out))
+    if not out.resolve().is_relative_to(models.resolve()):
+        click.echo(f"To use it, move it into {models}.", err=True)
+
+
+@command.command("compile")
+@click.argument("model", metavar="DIR")
+@click.option("--target", default="auto", show_default=True, help="CPU to compile for.")
+@kernels_option
+def compile_(model: str, target: str, kernels: str | None) -> None:
+    """Compile the model in DIR, or the installed one of that name, and print the library's path."""
+    from builder.compile import compile_model
+    from builder.compile.targets import parse_target
+
+    settings = load_settings(kernels=kernels)
+    directory = _directory(model, Models(settings))
+    with Bar(f"Compiling {directory.name} ...") as bar:
+        library = compile_model(
+            directory,
+            settings.data_dir / "libraries",
+            target=parse_target(target),
+            kernels=settings.kernels,
+            progress=bar,
+        )
+    click.echo(str(library))
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """List the installed models, with what is wrong with damaged ones."""
+    models = Models(load_settings())
+    cards = models.list()
+    if as_json:
+        click.echo(json.dumps([card.model_dump() for card in cards], indent=2))
+        return
+    if not cards:
+        click.echo("No model is installed. Make one: hob model convert HF_DIR")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("Name", "Family", "Format", "Weights", "Size", "Context", ""):
+        table.add_column(column, overflow="fold")
+    for card in cards:
+        table.add_row(*_row(card, default=card.name == models.default))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _row(card: ModelCard, *, default: bool) -> tuple[str, ...]:
+    if card.problem:
+        return (card.name, "", "", "", "", "", f"damaged: {card.problem}")
+    weights = f"{card.parameters / 1e6:,.0f} M" if card.parameters else ""
+    size = f"{card.bytes / 2**20:,.0f} MiB"
+    remark = "default" if default else ""
+    return (card.name, card.family, card.quantization, weights, size, str(card.context), remark)
+
+
+def _directory(model: str, models: Models) -> Path:
+    """A path that is there, or the directory of the installed model of that name."""
+    return Path(model) if Path(model).exists() else models.get(model).directory
+
+
+def _token_ids(text: str) -> list[int]:
+    """Token ids out of "1,2,3".
+
+    Raises:
+        InvalidRequestError: something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"--ids {text!r} are not token ids", param="ids", hint="Give numbers with commas: --ids 1,2,3"
+        ) from error
