@@ -89,8 +89,11 @@ class Emberlight(Style):
 def _rules(style: type[Style], indent: str = "") -> str:
     """The style's colours for `.hl`, one line per colour; box and background belong to app.css."""
     classes: dict[str, list[str]] = {}
-    for line in HtmlFormatter(style=style).get_token_style_defs(".hl"):
-        selector, _, declarations = line.split("/*")[0].partition("{")
+    for line in HtmlFormatter(style=style).get_style_defs(".hl").splitlines():
+        rule, comment, _ = line.partition("/*")
+        if not comment:
+            continue  # a rule for a box, not for a token
+        selector, _, declarations = rule.partition("{")
         classes.setdefault(declarations.strip(" }"), []).append(selector.strip())
     classes.pop("color: " + style.styles[Token].upper(), None)  # what the page's text has anyway
     return "".join(

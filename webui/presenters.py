@@ -50,7 +50,7 @@ def composer(
     return Composer(
         action="/chats" if chat_id is None else f"/chats/{chat_id}/messages",
         models=[ModelChoice(card.name, card.name == chosen) for card in cards if not card.problem],
-        stop=running and f"/chats/{running.chat_id}/messages/{running.id}/stop",
+        stop=None if running is None else f"/chats/{running.chat_id}/messages/{running.id}/stop",
         draft=draft,
         problem=problem,
         hint=hint,

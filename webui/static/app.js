@@ -165,7 +165,7 @@ document.addEventListener("submit", (event) => {
   submit(event.target, event.submitter);
 });
 
-// ---- Copy buttons. The clipboard interface exists only over HTTPS and on localhost; http://hob.local is neither.
+// ---- Copy buttons. The clipboard interface exists only over HTTPS and on localhost; a name on the LAN is neither.
 
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);

@@ -1,0 +1,172 @@
+"""What is shown of what is stored."""
+
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
+
+import pytest
+
+from appliance.domain import FinishReason, ModelCard, Role, Timings
+from appliance.store import ApiKey, Chat, SearchHit, State, StoredMessage
+from webui import presenters
+from webui.pages import ModelChoice
+
+NOW = datetime(2026, 3, 10, 1, 30, tzinfo=timezone(timedelta(hours=2)))
+
+
+def message(
+    role: Role = "assistant",
+    content: str = "Hi *there*",
+    state: State = "done",
+    *,
+    number: int = 7,
+    error: str = "",
+    finish: FinishReason | None = None,
+    tokens: int | None = None,
+    decode: float | None = None,
+) -> StoredMessage:
+    """A stored message of chat 3."""
+    timings = None if decode is None else Timings(queue=0, prefill=0.1, decode=decode)
+    return StoredMessage(
+        number, 3, None, role, content, state, error, "hob-guide", {}, finish, 5, tokens, timings, 0.0
+    )
+
+
+def card(name: str, **more: object) -> ModelCard:
+    """An installed model."""
+    values = {
+        "family": "llama",
+        "quantization": "q4f16_1",
+        "parameters": 7_340_000,
+        "bytes": 5_200_000,
+        "context": 1024,
+        "created": 0,
+    }
+    return ModelCard.model_validate({"name": name, **values, **more})
+
+
+def test_chats_are_grouped_by_local_days() -> None:
+    """Days begin at the reader's midnight, not at UTC's; a clock that was set back does no harm."""
+    ages = {"now": 0, "an hour": 1, "two hours": 2, "two days": 26, "a week": 7 * 24, "future": -30}
+    chats = [
+        Chat(number, title, "m", 0.0, (NOW - timedelta(hours=hours)).timestamp())
+        for number, (title, hours) in enumerate(ages.items())
+    ]
+    sidebar = presenters.sidebar(chats, NOW, current=3)
+    listed = {group.label: [chat.title for chat in group.chats] for group in sidebar.groups}
+    assert listed == {
+        "Today": ["now", "an hour", "future"],
+        "Yesterday": ["two hours"],
+        "Last seven days": ["two days"],
+        "Earlier": ["a week"],
+    }
+    assert [chat.id for group in sidebar.groups for chat in group.chats if chat.current] == [3]
+
+
+def test_the_picker_offers_sound_models() -> None:
+    """Damaged models are not offered; the chosen one is marked."""
+    form = presenters.composer([card("a"), card("b", problem="damaged"), card("c")], "c")
+    assert form.models == [ModelChoice("a", False), ModelChoice("c", True)]
+    assert (form.action, form.stop) == ("/chats", None)
+
+
+def test_a_running_answer_can_be_stopped() -> None:
+    """The form knows where."""
+    form = presenters.composer([], "a", 3, message(state="running", number=9))
+    assert (form.action, form.stop) == ("/chats/3/messages", "/chats/3/messages/9/stop")
+
+
+def test_a_conversation_hides_system_messages() -> None:
+    """People see what was asked and answered; the last message is marked."""
+    turns = presenters.turns([message("system", number=1), message("user", number=2), message(number=3)])
+    assert [(turn.id, turn.role, turn.last) for turn in turns] == [(2, "user", False), (3, "assistant", True)]
+
+
+def test_questions_stay_as_typed() -> None:
+    """A question is text, an answer Markdown."""
+    question, answer = presenters.turns([message("user"), message()])
+    assert (question.text, question.html) == ("Hi *there*", "")
+    assert answer.html == "<p>Hi <em>there</em></p>\n"
+    assert answer.offset == len("Hi *there*")
+
+
+@pytest.mark.parametrize(
+    ("stored", "problem", "hint"),
+    [
+        (message(), "", ""),
+        (message(state="running"), "", ""),
+        (message(state="error", error="The engine died."), "The answer broke off.", "The engine died."),
+        (message(state="error", content="", error="No model."), "No answer.", "No model."),
+        (message(state="stopped"), "Stopped.", ""),
+        (message(state="stopped", error="Interrupted: power."), "Interrupted: power.", ""),
+        (message(finish="length"), "The answer reached its greatest length.", "Ask Hob to go on."),
+    ],
+)
+def test_incomplete_answers_say_why(stored: StoredMessage, problem: str, hint: str) -> None:
+    """Failed, stopped, interrupted and cut answers say so; complete ones are silent."""
+    turn = presenters.turn(stored, last=True)
+    assert (turn.problem, turn.hint) == (problem, hint)
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        (message(), ""),
+        (message(tokens=0, decode=0.0), ""),
+        (message(tokens=1, decode=0.5), "1 token"),
+        (message(tokens=42), "42 tokens"),
+        (message(tokens=101, decode=1.0), "101 tokens · 100 tokens/s"),
+        (message(tokens=11, decode=4.0), "11 tokens · 2.5 tokens/s"),
+    ],
+)
+def test_speed_counts_what_decode_made(stored: StoredMessage, shown: str) -> None:
+    """The first token comes from prefill, so speed is that of the others."""
+    assert presenters.stats(stored) == shown
+
+
+def test_hits_lead_to_the_message() -> None:
+    """A hit in a message leads to it, one in a title to the chat."""
+    snippet = (("so ", False), ("bread", True))
+    assert presenters.hit(SearchHit(3, "T", 9, snippet)).href == "/chats/3#m9"
+    assert presenters.hit(SearchHit(3, "T", None, snippet)).href == "/chats/3"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (999, "999 B"),
+        (5_200_000, "5.2 MB"),
+        (712_345_678, "712 MB"),
+        (2_000_000_000_000, "2.0 TB"),
+        (10**16, "10000 TB"),
+    ],
+)
+def test_sizes_are_for_people(count: int, text: str) -> None:
+    """Two or three digits and a unit."""
+    assert presenters.size(count) == text
+
+
+def test_models_say_what_they_are() -> None:
+    """Weights, quantisation, size and context; weights only where they are known."""
+    assert (
+        presenters.model_row(card("a")).facts == "7 million weights, q4f16_1, 5.2 MB, 1,024 tokens of context"
+    )
+    big = presenters.model_row(card("b", parameters=1_240_000_000, problem="damaged"))
+    assert big.facts.startswith("1.2 billion weights, ")
+    assert big.problem == "damaged"
+    assert presenters.model_row(card("c", parameters=None)).facts.startswith("q4f16_1, ")
+
+
+def test_keys_say_when_they_were_used() -> None:
+    """By day, in local time, never the key itself."""
+    key = ApiKey(1, "kitchen", "hob_abc", "hash", 0.0, None)
+    assert presenters.key_row(key, NOW).used == "never used"
+    key = ApiKey(1, "kitchen", "hob_abc", "hash", 0.0, NOW.timestamp())
+    assert presenters.key_row(key, NOW).used == "last used 10 March 2026"
+
+
+def test_addresses_are_names_and_numbers() -> None:
+    """The name first; IPv6 numbers only where there are no others; port 80 goes without saying."""
+    v4, v6 = ip_address("10.0.0.2"), ip_address("fd00::2")
+    assert presenters.addresses("hob.local", 80, [v4, v6]) == ["http://hob.local", "http://10.0.0.2"]
+    assert presenters.addresses("hob.local", 8080, [v6]) == ["http://hob.local:8080", "http://[fd00::2]:8080"]
+    assert presenters.addresses("hob.local", 80, []) == ["http://hob.local"]

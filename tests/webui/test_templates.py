@@ -1,0 +1,224 @@
+"""Every page prints, from declared fields alone, as sound HTML that fetches nothing from elsewhere."""
+
+import re
+from dataclasses import fields
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from jinja2 import meta
+from markupsafe import Markup
+
+from webui import assets, pages
+from webui.rendering import environment, to_html
+
+TEMPLATES = Path(pages.__file__).parent / "templates"
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
+
+SIDEBAR = pages.Sidebar(
+    [
+        pages.ChatGroup("Today", [pages.ChatLink(3, "Bread & <butter>", True)]),
+        pages.ChatGroup("Earlier", [pages.ChatLink(1, "Older", False)]),
+    ],
+    "bread",
+)
+ONE = [pages.ModelChoice("hob-guide", True)]
+TWO = [*ONE, pages.ModelChoice("llama", False)]
+TURNS = [
+    pages.Turn(1, 3, "user", "You", "done", text="a < b\nc"),
+    pages.Turn(
+        2, 3, "assistant", "hob-guide", "done", html=Markup("<p>yes</p>"), stats="2 tokens · 9.0 tokens/s"
+    ),
+    pages.Turn(3, 3, "user", "You", "done", text="and?"),
+    pages.Turn(4, 3, "assistant", "hob-guide", "stopped", problem="Stopped."),
+    pages.Turn(5, 3, "user", "You", "done", text="and?"),
+    pages.Turn(6, 3, "assistant", "hob-guide", "error", problem="No answer.", hint="Try <again>.", last=True),
+]
+RUNNING = pages.Turn(8, 3, "assistant", "hob-guide", "running", html=Markup("<p>so</p>"), offset=2, last=True)
+STOP = "/chats/3/messages/8/stop"
+
+SAMPLES: list[pages.Page] = [
+    pages.SetupPage(None),
+    pages.SetupPage("The code is not <right>."),
+    pages.LoginPage(None, "/"),
+    pages.LoginPage("The password is not right.", "/chats/3?a=b&c"),
+    pages.ErrorPage(404, "There is no chat 7.", ""),
+    pages.ErrorPage(503, "The engine is starting.", "Try again in a second."),
+    pages.HomePage(pages.Sidebar([]), pages.Composer("/chats", []), "", ()),
+    pages.HomePage(SIDEBAR, pages.Composer("/chats", ONE), "A guide.", ("What is Hob?", 'Say "hi"')),
+    pages.HomePage(SIDEBAR, pages.Composer("/chats", TWO, None, "<dr\naft>", "Too long.", "Cut it."), "", ()),
+    pages.ChatPage(SIDEBAR, pages.Composer("/chats/3/messages", ONE), 3, "Bread & <b>", "", TURNS, False),
+    pages.ChatPage(
+        SIDEBAR,
+        pages.Composer("/chats/3/messages", TWO, STOP),
+        3,
+        "T",
+        "A guide.",
+        [*TURNS[:1], RUNNING],
+        True,
+    ),
+    pages.TurnFragment(TURNS[1]),
+    pages.SearchPage(SIDEBAR, "", []),
+    pages.SearchPage(SIDEBAR, "<none>", []),
+    pages.SearchPage(SIDEBAR, "b", [pages.Hit("/chats/3#m1", "Bread <", [("a < ", False), ("b", True)])]),
+    pages.SettingsPage(SIDEBAR, [], Markup(), [], "/data", [], "", False, "0.1.0"),
+    pages.SettingsPage(
+        SIDEBAR,
+        ["http://hob.local", "http://10.0.0.2"],
+        Markup("<svg></svg>"),
+        [pages.ModelRow("hob-guide", "q4f16_1", "A guide.", ""), pages.ModelRow("x", "", "", "damaged")],
+        "/data/models",
+        [pages.KeyRow(1, "kitchen <", "hob_abc", "never used")],
+        "hob_secret",
+        True,
+        "0.1.0",
+    ),
+]
+IDS = [f"{type(page).__name__}-{number}" for number, page in enumerate(SAMPLES)]
+
+
+def page_types() -> list[type[pages.Page]]:
+    """Every page that exists."""
+    return pages.Page.__subclasses__()
+
+
+def family(name: str) -> set[str]:
+    """A template with all that it extends and includes."""
+    source = (TEMPLATES / name).read_text(encoding="utf-8")
+    found = {name}
+    for other in meta.find_referenced_templates(environment.parse(source)):
+        assert other is not None, f"{name} names a template by a variable"
+        found |= family(other)
+    return found
+
+
+def variables(name: str) -> set[str]:
+    """The names a single template takes from its context."""
+    source = (TEMPLATES / name).read_text(encoding="utf-8")
+    return meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals)
+
+
+class Document(HTMLParser):
+    """A parsed page; raises AssertionError where elements are not closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == [], "elements left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open, f"</{tag}> closes nothing"
+        assert self._open.pop() == tag
+
+    def every(self, tag: str) -> list[dict[str, str]]:
+        """The attributes of every element of this name."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_every_page_has_a_sample() -> None:
+    """The samples below cover all pages, and the pages all templates."""
+    assert {type(page) for page in SAMPLES} == set(page_types())
+    used = set().union(*(family(page.template) for page in page_types()))
+    assert used == {path.name for path in TEMPLATES.iterdir()}
+
+
+@pytest.mark.parametrize("page", page_types(), ids=lambda page: page.__name__)
+def test_templates_use_the_declared_fields(page: type[pages.Page]) -> None:
+    """A template takes from its context the page's fields: no others, and all of them."""
+    inner = {"turn", "running"} if page is pages.ChatPage else set()  # of a loop; of <noscript>
+    used = set().union(*(variables(name) for name in family(page.template)))
+    declared = {field.name for field in fields(page)}
+    assert used - inner <= declared
+    assert declared <= used
+
+
+@pytest.mark.parametrize("page", SAMPLES, ids=IDS)
+def test_pages_are_sound(page: pages.Page) -> None:
+    """Balanced elements, unique ids, one h1, a language and a title; every reference finds its target."""
+    html = to_html(page)
+    document = Document(html)
+    ids = [attributes["id"] for _, attributes in document.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for attributes in document.every("label"):
+        assert "for" not in attributes or attributes["for"] in ids
+    for _, attributes in document.elements:
+        assert set(attributes.get("aria-describedby", "").split()) <= set(ids)
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in ids
+    if isinstance(page, pages.TurnFragment):
+        return
+    assert html.startswith("<!doctype html>\n")
+    assert document.every("html") == [{"lang": "en"}]
+    assert len(document.every("h1")) == 1
+    assert len(document.every("main")) == 1
+    assert re.search(r"<title>[^<]+</title>", html)
+
+
+@pytest.mark.parametrize("page", SAMPLES, ids=IDS)
+def test_every_control_has_a_label(page: pages.Page) -> None:
+    """Fields have labels, images have texts, frames of pictures have names."""
+    document = Document(to_html(page))
+    labelled = {attributes.get("for") for attributes in document.every("label")}
+    for tag in ("input", "textarea"):
+        for attributes in document.every(tag):
+            hidden = attributes.get("type") == "hidden"
+            assert hidden or "aria-label" in attributes or attributes.get("id") in labelled, attributes
+    assert all("alt" in attributes for attributes in document.every("img"))
+
+
+@pytest.mark.parametrize("page", SAMPLES, ids=IDS)
+def test_pages_keep_the_content_security_policy(page: pages.Page) -> None:
+    """Nothing inline, nothing from elsewhere, forms to this service only."""
+    html = to_html(page)
+    document = Document(html)
+    assert document.every("style") == []
+    for tag, attributes in document.elements:
+        assert not [name for name in attributes if name == "style" or name.startswith("on")], tag
+        for name in ("src", "action", "formaction"):
+            assert re.match(r"/(?!/)", attributes.get(name, "/x")), attributes
+    for attributes in document.every("script"):
+        assert attributes["src"].startswith("/static/")
+    for attributes in document.every("link"):
+        assert attributes["href"].startswith("/static/")
+    assert re.findall(r"<script[^>]*>[^<]", html) == []
+
+
+def test_texts_are_escaped() -> None:
+    """What people and models write is text, never markup."""
+    html = to_html(SAMPLES[9])
+    assert "Bread &amp; &lt;b&gt;" in html
+    assert "a &lt; b\nc" in html
+    assert "Try &lt;again&gt;." in html
+
+
+def test_a_running_answer_reloads_without_javascript() -> None:
+    """Only a page with a running answer refreshes itself, and only where there is no script."""
+    refresh = '<noscript><meta http-equiv="refresh" content="2"></noscript>'
+    assert refresh in to_html(SAMPLES[10])
+    assert refresh not in to_html(SAMPLES[9])
+
+
+def test_static_files_name_nothing_elsewhere() -> None:
+    """No address of another host, except the names of XML's vocabularies."""
+    for path in [*assets.FOLDER.iterdir(), *TEMPLATES.iterdir()]:
+        if path.suffix == ".png":
+            continue
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert re.findall(r"(?:https?:)?//[\w-]+\.\w+|@import|url\(", text) == [], path.name
+
+
+def test_the_page_stays_small() -> None:
+    """Few hundred lines of script, and all a browser fetches for a page under 100 kB."""
+    assert len((assets.FOLDER / "app.js").read_text(encoding="utf-8").splitlines()) < 400
+    weight = sum(path.stat().st_size for path in assets.FOLDER.iterdir())
+    assert weight + max(len(to_html(page).encode()) for page in SAMPLES) < 100_000
