@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from . import vector as vec
+from .vector import Buffer, Expr, PrimFunc
 
 ROW_TILE = 8
 """Block tensors of many rows are padded with zero rows to a multiple of this: GEMM tiles then need no edge."""
@@ -20,7 +21,7 @@ ROW_TILE = 8
 WORDS = vec.BLOCK // 4 + 2
 """int32 words of a block."""
 
-Pair = tuple[vec.Expr, vec.Expr]
+Pair = tuple[Expr, Expr]
 
 
 def padded_rows(rows: Any) -> Any:
@@ -28,7 +29,7 @@ def padded_rows(rows: Any) -> Any:
     return (rows + (ROW_TILE - 1)) // ROW_TILE * ROW_TILE
 
 
-def quantise(k: int, *, rows: int | None = None) -> vec.PrimFunc:
+def quantise(k: int, *, rows: int | None = None) -> PrimFunc:
     """f(x float32 [m, k], blocks int32 [p, k/32, 10])."""
 
     def body() -> None:
@@ -40,7 +41,7 @@ def quantise(k: int, *, rows: int | None = None) -> vec.PrimFunc:
     return vec.build(f"quantise_k{k}{_suffix(rows)}", body)
 
 
-def rms_norm_quantise(k: int, eps: float, *, rows: int | None = None) -> vec.PrimFunc:
+def rms_norm_quantise(k: int, eps: float, *, rows: int | None = None) -> PrimFunc:
     """f(x float32 [m, k], gamma float32 [k], blocks int32 [p, k/32, 10]): x / sqrt(mean(x^2) + eps) * gamma."""
 
     def body() -> None:
@@ -53,7 +54,7 @@ def rms_norm_quantise(k: int, eps: float, *, rows: int | None = None) -> vec.Pri
     return vec.build(f"rms_norm_quantise_k{k}_eps{_digits(eps)}{_suffix(rows)}", body)
 
 
-def silu_mul_quantise(k: int, *, rows: int | None = None) -> vec.PrimFunc:
+def silu_mul_quantise(k: int, *, rows: int | None = None) -> PrimFunc:
     """f(gate_up float32 [m, 2k], blocks int32 [p, k/32, 10]): blocks of silu(gate) * up."""
 
     def body() -> None:
@@ -65,7 +66,7 @@ def silu_mul_quantise(k: int, *, rows: int | None = None) -> vec.PrimFunc:
     return vec.build(f"silu_mul_quantise_k{k}{_suffix(rows)}", body)
 
 
-def rms_norm(k: int, eps: float, *, rows: int | None = None) -> vec.PrimFunc:
+def rms_norm(k: int, eps: float, *, rows: int | None = None) -> PrimFunc:
     """f(x float32 [m, k], gamma float32 [k], y float32 [m, k])."""
 
     def body() -> None:
@@ -78,7 +79,7 @@ def rms_norm(k: int, eps: float, *, rows: int | None = None) -> vec.PrimFunc:
     return vec.build(f"rms_norm_k{k}_eps{_digits(eps)}{_suffix(rows)}", body)
 
 
-def silu_mul(k: int, *, rows: int | None = None) -> vec.PrimFunc:
+def silu_mul(k: int, *, rows: int | None = None) -> PrimFunc:
     """f(gate_up float32 [m, 2k], y float32 [m, k])."""
 
     def body() -> None:
@@ -90,7 +91,7 @@ def silu_mul(k: int, *, rows: int | None = None) -> vec.PrimFunc:
     return vec.build(f"silu_mul_k{k}{_suffix(rows)}", body)
 
 
-def _rows(rows: int | None) -> vec.Expr:
+def _rows(rows: int | None) -> Expr:
     return rows if rows is not None else T.int32()
 
 
@@ -102,13 +103,11 @@ def _digits(number: float) -> str:
     return f"{number:g}".replace("-", "m").replace(".", "p").replace("+", "")
 
 
-def _blocks(k: int, rows: int | None) -> vec.Buffer:
+def _blocks(k: int, rows: int | None) -> Buffer:
     return vec.tensor("blocks", (_rows(rows), vec.blocks_of(k), WORDS), "int32")
 
 
-def _normed(
-    x: vec.Buffer, gamma: vec.Buffer, row: vec.Expr, k: int, eps: float
-) -> Callable[[vec.Expr], vec.Expr]:
+def _normed(x: Buffer, gamma: Buffer, row: Expr, k: int, eps: float) -> Callable[[Expr], Expr]:
     """Emit the row's mean square; return what emits 16 normalised values from a column on."""
     sums = [vec.local(), vec.local()]
     for half in sums:
@@ -122,7 +121,7 @@ def _normed(
     return lambda column: T.bind(vec.load(x, row, column) * vec.splat(inverse) * vec.load(gamma, column))
 
 
-def _silu_mul(gate_up: vec.Buffer, row: vec.Expr, column: vec.Expr, k: int) -> vec.Expr:
+def _silu_mul(gate_up: Buffer, row: Expr, column: Expr, k: int) -> Expr:
     gate = T.bind(vec.load(gate_up, row, column))
     return T.bind(
         gate * vec.load(gate_up, row, column + k) / (vec.splat(1.0) + vec.exp2(gate * vec.splat(-vec.LOG2_E)))
@@ -130,23 +129,23 @@ def _silu_mul(gate_up: vec.Buffer, row: vec.Expr, column: vec.Expr, k: int) -> v
 
 
 def _quantise_rows(
-    out: vec.Buffer,
-    m: vec.Expr,
+    out: Buffer,
+    m: Expr,
     k: int,
     rows: int | None,
-    source: Callable[[vec.Expr], Callable[[vec.Expr], vec.Expr]],
+    source: Callable[[Expr], Callable[[Expr], Expr]],
 ) -> None:
     """Every row of `out` in parallel; rows beyond m, which only a padded tensor has, become zeros."""
     blocks = vec.blocks_of(k)
 
-    def convert(row: vec.Expr) -> None:
+    def convert(row: Expr) -> None:
         values = source(row)
         with T.serial(0, blocks) as block:
             _quantise_block(
                 (values(block * vec.BLOCK), values(block * vec.BLOCK + vec.LANES)), out, row, block
             )
 
-    def clear(row: vec.Expr) -> None:
+    def clear(row: Expr) -> None:
         with T.serial(0, blocks) as block, T.serial(0, WORDS) as word:
             T.buffer_store(out, vec.i32(0), [row, block, word])
 
@@ -158,7 +157,7 @@ def _quantise_rows(
             vec.when(row < m, lambda: convert(row), lambda: clear(row))
 
 
-def _quantise_block(values: Pair, out: vec.Buffer, row: vec.Expr, block: vec.Expr) -> None:
+def _quantise_block(values: Pair, out: Buffer, row: Expr, block: Expr) -> None:
     peak = T.bind(vec.largest(tirx.Max(vec.fabs(values[0]), vec.fabs(values[1]))))
     # Below 1e-30 the quotient could overflow, and nothing downstream could tell the block from zeros.
     inverse = T.bind(tirx.Select(peak > vec.f32(1e-30), vec.f32(127.0) / peak, vec.f32(0.0)))
@@ -176,9 +175,7 @@ def _quantise_block(values: Pair, out: vec.Buffer, row: vec.Expr, block: vec.Exp
     T.buffer_store(out, sum_ * vec.i32(-7), [row, block, vec.i32(9)])
 
 
-def _float_rows(
-    y: vec.Buffer, m: vec.Expr, k: int, source: Callable[[vec.Expr], Callable[[vec.Expr], vec.Expr]]
-) -> None:
+def _float_rows(y: Buffer, m: Expr, k: int, source: Callable[[Expr], Callable[[Expr], Expr]]) -> None:
     vec.blocks_of(k)
     with vec.root(), T.parallel(0, m) as row:
         values = source(row)

@@ -1,7 +1,7 @@
 """What a CPU offers to the int4 x int8 dot product, and the weight layout that follows from it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Dot = Literal["vpdpbusd", "vpmaddubsw", "sdot", "plain"]
 
@@ -33,12 +33,11 @@ class Isa:
     float_lanes: int
     half: bool
 
-    def byte(self, row: int, column: int) -> tuple[int, int]:
-        """Where column 0..31 of a group's row lies within its block: (byte, shift of the nibble)."""
-        low = column % 16
+    def byte(self, row: Any, column: int) -> Any:
+        """The byte of a group's block that holds columns `column` (0..15) and column + 16 of a row, an expression."""
         if self.quads:
-            return (low // 4 * self.lanes + row) * 4 + low % 4, column // 16 * 4
-        return low * self.lanes + row, column // 16 * 4
+            return (column // 4 * self.lanes + row) * 4 + column % 4
+        return column * self.lanes + row
 
 
 AVX512_VNNI = Isa("avx512vnni", "vpdpbusd", 16, quads=True, tokens=8, float_lanes=16, half=True)

@@ -5,6 +5,7 @@ from tvm.script.ir_builder import tirx as T
 
 from . import vector as vec
 from .isa import Isa
+from .vector import Buffer, Expr, PrimFunc
 
 
 def groups_of(n: int, isa: Isa) -> int:
@@ -22,7 +23,7 @@ def scales_shape(n: int, k: int, isa: Isa) -> tuple[int, int, int]:
     return groups_of(n, isa), vec.blocks_of(k), isa.lanes
 
 
-def pack(n: int, k: int, isa: Isa, *, scale: str = "float16") -> vec.PrimFunc:
+def pack(n: int, k: int, isa: Isa, *, scale: str = "float16") -> PrimFunc:
     """f(q_weight uint32 [n, k/8], q_scale [n, k/32], packed uint8 packed_shape, scales scales_shape).
 
     The inputs are MLC's q4f16_1 or q4f32_1 tensors, nibbles 0..15 in column order from the low bits up.
@@ -35,9 +36,7 @@ def pack(n: int, k: int, isa: Isa, *, scale: str = "float16") -> vec.PrimFunc:
         packed = vec.tensor("packed", packed_shape(n, k, isa), "uint8")
         scales = vec.tensor("scales", scales_shape(n, k, isa), scale)
 
-        def move(
-            group: vec.Expr, row: vec.Expr, block: vec.Expr, words: list[vec.Expr], factor: vec.Expr
-        ) -> None:
+        def move(group: Expr, row: Expr, block: Expr, words: list[Expr], factor: Expr) -> None:
             words = [T.bind(word) for word in words]
             if isa.quads:
                 for quad in range(4):
@@ -53,7 +52,7 @@ def pack(n: int, k: int, isa: Isa, *, scale: str = "float16") -> vec.PrimFunc:
                     T.buffer_store(packed, tirx.Cast("uint8", low | high << _u32(4)), index)
             T.buffer_store(scales, factor, [group, block, row])
 
-        def fill(group: vec.Expr, block: vec.Expr, row: vec.Expr) -> None:
+        def fill(group: Expr, block: Expr, row: Expr) -> None:
             source = T.bind(group * isa.lanes + row)
 
             def copy() -> None:
@@ -72,11 +71,11 @@ def pack(n: int, k: int, isa: Isa, *, scale: str = "float16") -> vec.PrimFunc:
     return vec.build(f"pack_{isa.name}_{scale}_n{n}_k{k}", body)
 
 
-def _u32(number: int) -> vec.Expr:
+def _u32(number: int) -> Expr:
     return tirx.const(number, "uint32")
 
 
-def _spread(word: vec.Expr, half: int) -> vec.Expr:
+def _spread(word: Expr, half: int) -> Expr:
     """Four nibbles (the word's low or high half) to the low nibbles of four bytes."""
     bits = T.bind(word >> _u32(16 * half) & _u32(0xFFFF))
     spread = bits & _u32(0xF)

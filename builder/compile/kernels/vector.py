@@ -4,6 +4,7 @@ Float vectors have 16 lanes on every machine; LLVM splits them where registers a
 between machines is how many of them a tile may hold, which is the kernels' business.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +88,16 @@ def local(dtype: str = "float32", lanes: int = LANES) -> Buffer:
     return T.alloc_buffer((lanes,), dtype, scope="local")
 
 
+def fixed(expr: Expr) -> Expr:
+    """An int32 expression evaluated here, once. TVM's analysis does not look through it, unlike `T.bind`.
+
+    Bounds with divisions and selections in them otherwise cost the compiler seconds at every use.
+    """
+    variable = T.alloc_buffer((1,), "int32", scope="local")
+    T.buffer_store(variable, expr, [i32(0)])
+    return T.bind(variable[i32(0)])
+
+
 def value(variable: Buffer, lanes: int = LANES) -> Expr:
     """What a vector variable holds now."""
     return variable[tirx.Ramp(i32(0), 1, lanes)]
@@ -166,7 +177,8 @@ def exp2(a: Expr) -> Expr:
     """2**a lane by lane, a clamped to [-126, 126]; relative error below 3e-7 (Taylor on [-1/2, 1/2])."""
     a = T.bind(tirx.Max(tirx.Min(a, splat(126.0)), splat(-126.0)))
     # Adding 1.5 * 2**23 leaves the rounded value in the low bits: needs neither `rint` nor a cast.
-    magic = T.bind(a + splat(12582912.0))
+    # The sum is written as an intrinsic, or TVM would simplify (a + c) - c to a.
+    magic = T.bind(fma(a, splat(1.0), splat(12582912.0)))
     fraction = T.bind(a - (magic - splat(12582912.0)))
     power = splat(1.5403530393381608e-4)
     for coefficient in (
@@ -198,6 +210,14 @@ def half_to_float(a: Expr, native: bool, lanes: int = LANES) -> Expr:
     return tirx.reinterpret(wide, tirx.reinterpret(f"uint32x{lanes}", scaled) | sign)
 
 
+def half_to_float_scalar(a: Expr, native: bool) -> Expr:
+    """`half_to_float` of one value."""
+    if native:
+        return tirx.Cast("float32", a)
+    pair = half_to_float(tirx.Broadcast(a, 2), native, lanes=2)
+    return lane(pair, 0)
+
+
 def round_to_half(a: Expr, native: bool, lanes: int = LANES) -> Expr:
     """float32 rounded to the nearest float16 (ties to even), still as float32. |a| must be below 65520."""
     wide = f"float32x{lanes}"
@@ -212,10 +232,54 @@ def round_to_half(a: Expr, native: bool, lanes: int = LANES) -> Expr:
         tirx.const(0xFFFFE000, "uint32"), lanes
     )
     # Below float16's smallest normal the spacing is 2**-24, which is float32's spacing in [0.5, 1).
-    small = (tirx.reinterpret(wide, magnitude) + splat(0.5, lanes)) - splat(0.5, lanes)
+    small = fma(tirx.reinterpret(wide, magnitude), splat(1.0, lanes), splat(0.5, lanes), lanes) - splat(
+        0.5, lanes
+    )
     rounded = tirx.Select(
         magnitude < splat(tirx.const(0x38800000, "uint32"), lanes),
         tirx.reinterpret(f"uint32x{lanes}", T.bind(small)),
         normal,
     )
     return tirx.reinterpret(wide, rounded | sign)
+
+
+def cos_sin(angle: Expr, lanes: int = LANES) -> tuple[Expr, Expr]:
+    """Cosine and sine of a float32 vector, |angle| below 2**20; absolute error below 2e-7."""
+    # In float64, so that angles of a long context lose nothing in the reduction to [-pi/4, pi/4].
+    wide, long = f"float64x{lanes}", f"int64x{lanes}"
+
+    def f64(number: float) -> Expr:
+        return tirx.Broadcast(tirx.const(number, "float64"), lanes)
+
+    angle = T.bind(tirx.Cast(wide, angle))
+    # Adding 1.5 * 2**52 leaves the number of quarter turns in the low bits.
+    magic = T.bind(intrinsic(wide, "llvm.fmuladd", angle, f64(2 / math.pi), f64(6755399441055744.0)))
+    quarters = tirx.Cast(f"int32x{lanes}", tirx.reinterpret(long, magic))
+    quarters = T.bind(quarters & splat(i32(3), lanes))
+    turned = intrinsic(wide, "llvm.fmuladd", f64(-math.pi / 2), magic - f64(6755399441055744.0), angle)
+    rest = T.bind(tirx.Cast(f"float32x{lanes}", turned))
+    square = T.bind(rest * rest)
+    # Taylor: the first terms left out are below 2e-9 at pi/4.
+    cos = T.bind(_series(square, [1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800], lanes))
+    sin = T.bind(rest * _series(square, [1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880], lanes))
+
+    def odd() -> Expr:
+        return quarters & splat(i32(1), lanes) > splat(i32(0), lanes)
+
+    return (
+        _negated(tirx.Select(odd(), sin, cos), quarters + splat(i32(1), lanes), lanes),
+        _negated(tirx.Select(odd(), cos, sin), quarters, lanes),
+    )
+
+
+def _negated(a: Expr, quarters: Expr, lanes: int) -> Expr:
+    """a, negated where bit 1 of `quarters` is set."""
+    sign = (quarters & splat(i32(2), lanes)) << splat(i32(30), lanes)
+    return T.bind(tirx.reinterpret(f"float32x{lanes}", tirx.reinterpret(f"int32x{lanes}", T.bind(a)) ^ sign))
+
+
+def _series(square: Expr, coefficients: list[float], lanes: int) -> Expr:
+    result = splat(coefficients[-1], lanes)
+    for coefficient in reversed(coefficients[:-1]):
+        result = T.bind(fma(result, square, splat(coefficient, lanes), lanes))
+    return result

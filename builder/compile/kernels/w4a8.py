@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from . import vector as vec
 from .activation import ROW_TILE, WORDS
 from .isa import Isa
+from .vector import Buffer, Expr, PrimFunc
 from .packing import groups_of, packed_shape, scales_shape
 
 PREFETCH = 4096
@@ -24,7 +25,7 @@ CHUNK_BYTES = 160 * 1024
 
 def linear(
     n: int, k: int, isa: Isa, *, scale: str = "float16", rows: int | None = None, residual: bool = False
-) -> vec.PrimFunc:
+) -> PrimFunc:
     """f(packed uint8, scales, blocks int32 [p, k/32, 10], [residual float32 [m, n],] y float32 [m, n]).
 
     Shapes of packed and scales: `packing.packed_shape` and `scales_shape`; `scale` is the dtype of the latter.
@@ -42,7 +43,7 @@ def linear(
         added = vec.tensor("residual", (m, n), "float32") if residual else None
         y = vec.tensor("y", (m, n), "float32")
 
-        def tile(group: vec.Expr, first: vec.Expr, tokens: int) -> None:
+        def tile(group: Expr, first: Expr, tokens: int) -> None:
             sums = [vec.local(lanes=lanes) for _ in range(tokens)]
             for sum_ in sums:
                 vec.assign(sum_, vec.zero(lanes), lanes)
@@ -64,10 +65,10 @@ def linear(
                 row = first + token
                 vec.when(None if rows == 1 else row < m, partial(write, sum_, group, row))
 
-        def half_to_float_if(factor: vec.Expr) -> vec.Expr:
+        def half_to_float_if(factor: Expr) -> Expr:
             return vec.half_to_float(factor, isa.half, lanes) if scale == "float16" else factor
 
-        def write(sum_: vec.Buffer, group: vec.Expr, row: vec.Expr) -> None:
+        def write(sum_: Buffer, group: Expr, row: Expr) -> None:
             column = group * lanes
 
             def whole() -> None:
@@ -105,7 +106,7 @@ def linear(
     return vec.build(name, body)
 
 
-def _prefetch(packed: vec.Buffer, group: vec.Expr, block: vec.Expr, isa: Isa) -> None:
+def _prefetch(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> None:
     for line in range(0, 16 * isa.lanes, 64):
         address = tirx.address_of(packed[group, block, line + PREFETCH])
         # Read access, keep in all cache levels, data.
@@ -115,14 +116,14 @@ def _prefetch(packed: vec.Buffer, group: vec.Expr, block: vec.Expr, isa: Isa) ->
 
 
 def _dots(
-    packed: vec.Buffer,
-    group: vec.Expr,
-    block: vec.Expr,
-    act: vec.Buffer,
-    first: vec.Expr,
+    packed: Buffer,
+    group: Expr,
+    block: Expr,
+    act: Buffer,
+    first: Expr,
     tokens: int,
     isa: Isa,
-) -> list[vec.Expr]:
+) -> list[Expr]:
     """For each token an int32 vector: sum over the block's 32 columns of (nibble - 7) * int8, row by row."""
     offsets = [vec.splat(act[first + token, block, 9], isa.lanes) for token in range(tokens)]
     if isa.dot == "plain":
@@ -133,7 +134,7 @@ def _dots(
     ]
 
 
-def _nibbles(packed: vec.Buffer, group: vec.Expr, block: vec.Expr, isa: Isa) -> list[vec.Expr]:
+def _nibbles(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> list[Expr]:
     """The block's weights as eight int8 vectors, four columns of every row in each."""
     lanes = isa.lanes
     words, bytes_ = f"int32x{lanes}", f"int8x{4 * lanes}"
@@ -148,9 +149,7 @@ def _nibbles(packed: vec.Buffer, group: vec.Expr, block: vec.Expr, isa: Isa) -> 
     return low + high
 
 
-def _quad_dot(
-    weights: list[vec.Expr], act: vec.Buffer, row: vec.Expr, block: vec.Expr, offset: vec.Expr, isa: Isa
-) -> vec.Expr:
+def _quad_dot(weights: list[Expr], act: Buffer, row: Expr, block: Expr, offset: Expr, isa: Isa) -> Expr:
     lanes = isa.lanes
     words, bytes_ = f"int32x{lanes}", f"int8x{4 * lanes}"
     if isa.dot == "sdot":
@@ -179,14 +178,14 @@ def _quad_dot(
 
 
 def _plain_dots(
-    packed: vec.Buffer,
-    group: vec.Expr,
-    block: vec.Expr,
-    act: vec.Buffer,
-    first: vec.Expr,
-    offsets: list[vec.Expr],
+    packed: Buffer,
+    group: Expr,
+    block: Expr,
+    act: Buffer,
+    first: Expr,
+    offsets: list[Expr],
     isa: Isa,
-) -> list[vec.Expr]:
+) -> list[Expr]:
     lanes = isa.lanes
     wide = f"int16x{lanes}"
     values = []
@@ -194,7 +193,7 @@ def _plain_dots(
         halves = [vec.load(act, first + token, block, vec.i32(4 * half), lanes=4) for half in range(2)]
         values.append([T.bind(tirx.Cast("int16x16", tirx.reinterpret("int8x16", half))) for half in halves])
     # Sixteen products of at most 15 * 127 stay below 2**15: one int16 sum per half of the block.
-    sums: list[list[vec.Expr]] = [[None, None] for _ in offsets]
+    sums: list[list[Expr]] = [[None, None] for _ in offsets]
     for column in range(16):
         raw = T.bind(
             tirx.Cast(f"uint16x{lanes}", vec.load(packed, group, block, vec.i32(column * lanes), lanes=lanes))

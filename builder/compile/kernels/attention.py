@@ -1,0 +1,279 @@
+"""Attention over blocks of 16 keys with a running softmax (FlashAttention-2, arXiv:2307.08691), for one task.
+
+A task is one sequence, one key/value head, and a number of consecutive *rows*: row g is query head g % group of the
+query token g // group, so that the query heads that share keys also share the work of loading them. Scores live in base 2:
+the log-sum-exp that TVM's KV cache merges partial results with is m + log2(sum(2**(s - m))).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from builder.errors import UnsupportedError
+
+from . import vector as vec
+from .isa import Isa
+from .vector import Buffer, Expr
+
+PAGE = 16
+"""Positions in a page of the KV cache, and keys in a block here."""
+
+NO_SCORE = -5e4
+"""Log-sum-exp of a row that has no keys: finite, because the merge subtracts two of them."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Key/value heads, query heads (a multiple of them), and the dimension of each (a multiple of 16)."""
+
+    kv: int
+    query: int
+    dim: int
+
+    def __post_init__(self) -> None:
+        if self.dim % vec.LANES or self.dim <= 0:
+            raise UnsupportedError(
+                f"head_dim {self.dim} is not a multiple of {vec.LANES}",
+                hint="Only models whose head_dim is a multiple of 16 can be compiled.",
+            )
+        if self.kv <= 0 or self.query % self.kv:
+            raise UnsupportedError(
+                f"{self.query} attention heads do not divide into {self.kv} key/value heads",
+                hint="Check num_attention_heads and num_key_value_heads in mlc-chat-config.json.",
+            )
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.query // self.kv
+
+    @property
+    def name(self) -> str:
+        """Part of a kernel's name."""
+        return f"h{self.query}_kv{self.kv}_d{self.dim}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task's operands, as TIR expressions.
+
+    Attributes:
+        query, output, lse: float32 [tokens, heads, dim], the same, and [tokens, heads].
+        key, value: (block, key within the block, first column) -> 16 columns. Asked for keys that exist only.
+        kv_head: the key/value head.
+        token: the sequence's first query token.
+        tokens: how many query tokens the sequence has.
+        keys: how many keys the sequence has; may be 0.
+        causal: int32; if not 0, the last query token sees all keys, the one before it all but one, and so on.
+        first: the task's first row.
+        scale: what scores are multiplied with before the softmax.
+    """
+
+    query: Buffer
+    output: Buffer
+    lse: Buffer
+    key: Callable[[Expr, Expr, Expr], Expr]
+    value: Callable[[Expr, Expr, Expr], Expr]
+    kv_head: Expr
+    token: Expr
+    tokens: Expr
+    keys: Expr
+    causal: Expr
+    first: Expr
+    scale: Expr
+
+
+def chunk_rows(heads: Heads) -> int:
+    """Rows of a prefill task: their queries and sums stay in the first-level cache with a block of keys."""
+    return 64 if heads.dim <= 64 else 32
+
+
+def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
+    """Emit a task of `rows` rows; rows beyond the sequence's last token are computed and dropped."""
+    columns, parts, group = heads.dim, heads.dim // vec.LANES, heads.group
+    tile = min(rows, isa.float_lanes // 2)
+    tiles = -(-rows // tile)
+    # State of all rows, and one block of keys with its columns outermost.
+    query = vec.local(lanes=tiles * tile * columns)
+    acc = vec.local(lanes=tiles * tile * columns)
+    sums = vec.local(lanes=tiles * tile * vec.LANES)
+    peaks = vec.local(lanes=tiles * tile)
+    block_keys = vec.local(lanes=columns * vec.LANES)
+    weights = vec.local(lanes=tile * vec.LANES)
+    last = vec.fixed(task.tokens * group - 1)
+
+    def visible(row: Expr) -> Expr:
+        """How many keys a row sees, counted from the first."""
+        earlier = task.keys - task.tokens + tirx.floordiv(row, group) + 1
+        return tirx.Select(task.causal != 0, tirx.Min(task.keys, earlier), task.keys)
+
+    def place(row: Expr) -> tuple[Expr, Expr]:
+        """Token and query head of a row."""
+        head = task.kv_head * group + tirx.floormod(row, group)
+        return vec.fixed(task.token + tirx.floordiv(row, group)), vec.fixed(head)
+
+    with T.serial(0, tiles * tile) as index:
+        token, head = place(tirx.Min(task.first + index, last))
+        for part in range(parts):
+            at = index * columns + part * vec.LANES
+            scaled = vec.load(task.query, token, head, vec.i32(part * vec.LANES)) * vec.splat(
+                task.scale * vec.f32(vec.LOG2_E)
+            )
+            vec.store(query, scaled, at)
+            vec.store(acc, vec.zero(), at)
+        vec.store(sums, vec.zero(), index * vec.LANES)
+        T.buffer_store(peaks, vec.f32(NO_SCORE), [index])
+
+    seen = vec.fixed(visible(tirx.Min(task.first + rows - 1, last)))
+    with T.serial(0, tirx.floordiv(seen + (PAGE - 1), PAGE)) as block:
+        count = vec.fixed(tirx.Min(vec.i32(PAGE), task.keys - block * PAGE))
+        with T.serial(0, parts) as part:
+            column = part * vec.LANES
+            loaded = [
+                T.bind(task.key(block, tirx.Min(vec.i32(key), count - 1), column)) for key in range(PAGE)
+            ]
+            for index, vector in enumerate(_transposed(loaded)):
+                vec.store(block_keys, vector, (column + index) * vec.LANES)
+        with T.serial(0, tiles) as step:
+            rows_ = [T.bind(step * tile + index) for index in range(tile)]
+            bound = [vec.fixed(visible(task.first + row)) for row in rows_]
+
+            def work(block: Expr = block, count: Expr = count) -> None:
+                scores = _scores(query, block_keys, rows_, columns)
+                for index, row in enumerate(rows_):
+                    _soften(
+                        scores[index], block, bound[index], row, index, peaks, sums, acc, weights, columns
+                    )
+                _accumulate(task, acc, weights, rows_, block, count, columns, isa)
+
+            vec.when(block * PAGE < bound[-1], work)
+
+    with T.serial(0, rows) as index:
+        row = vec.fixed(task.first + index)
+
+        def finish() -> None:
+            token, head = place(row)
+            sum_ = vec.total(vec.load(sums, index * vec.LANES))
+            inverse = T.bind(tirx.Select(sum_ > vec.f32(0.0), vec.f32(1.0) / sum_, vec.f32(0.0)))
+            for part in range(parts):
+                out = vec.load(acc, index * columns + part * vec.LANES) * vec.splat(inverse)
+                vec.store(task.output, out, token, head, vec.i32(part * vec.LANES))
+            score = peaks[index] + tirx.log2(sum_)
+            T.buffer_store(
+                task.lse, tirx.Select(sum_ > vec.f32(0.0), score, vec.f32(NO_SCORE)), [token, head]
+            )
+
+        vec.when(row <= last, finish)
+
+
+def _transposed(rows: list[Expr]) -> list[Expr]:
+    """A 16 x 16 matrix in 16 vectors, transposed by swapping ever smaller halves: 64 two-vector shuffles."""
+    rows = list(rows)
+    for distance in (8, 4, 2, 1):
+        lanes = range(vec.LANES)
+        upper = [lane if not lane & distance else vec.LANES + lane - distance for lane in lanes]
+        lower = [lane + distance if not lane & distance else vec.LANES + lane for lane in lanes]
+        for index in range(vec.LANES):
+            if not index & distance:
+                pair = [rows[index], rows[index + distance]]
+                rows[index] = _held(tirx.Shuffle(pair, upper))
+                rows[index + distance] = _held(tirx.Shuffle(pair, lower))
+    return rows
+
+
+def _held(expr: Expr) -> Expr:
+    variable = vec.local()
+    vec.assign(variable, expr)
+    return vec.value(variable)
+
+
+def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int) -> list[Expr]:
+    """Each row's 16 dot products with the block's keys."""
+    # Few rows alone would wait for each addition; several partial sums per row keep the machine busy.
+    chains = max(1, 8 // len(rows)) if len(rows) in (1, 2, 4) else 1
+    partial = [[vec.local() for _ in range(chains)] for _ in rows]
+    for chain in sum(partial, []):
+        vec.assign(chain, vec.zero())
+    with T.serial(0, columns // chains) as step:
+        for chain in range(chains):
+            column = step * chains + chain
+            keys = T.bind(vec.load(block_keys, column * vec.LANES))
+            for index, row in enumerate(rows):
+                sum_ = partial[index][chain]
+                vec.assign(sum_, vec.fma(vec.splat(query[row * columns + column]), keys, vec.value(sum_)))
+    scores = []
+    for sums in partial:
+        score = vec.value(sums[0])
+        for sum_ in sums[1:]:
+            score = score + vec.value(sum_)
+        scores.append(T.bind(score))
+    return scores
+
+
+def _soften(
+    scores: Expr,
+    block: Expr,
+    bound: Expr,
+    row: Expr,
+    index: int,
+    peaks: Buffer,
+    sums: Buffer,
+    acc: Buffer,
+    weights: Buffer,
+    columns: int,
+) -> None:
+    """Turn a row's scores into softmax weights relative to its running maximum, and update the row's state."""
+
+    # Written out twice: TVM's analyser cannot bind a vector of booleans.
+    def allowed() -> Expr:
+        return tirx.Ramp(block * PAGE, 1, PAGE) < vec.splat(bound)
+
+    scores = T.bind(tirx.Select(allowed(), scores, vec.splat(-1e30)))
+    old = T.bind(peaks[row])
+    peak = T.bind(tirx.Max(old, vec.largest(scores)))
+
+    def rescale() -> None:
+        factor = vec.exp2(vec.splat(old - peak))
+        T.buffer_store(peaks, peak, [row])
+        vec.store(sums, vec.load(sums, row * vec.LANES) * factor, row * vec.LANES)
+        for part in range(columns // vec.LANES):
+            at = row * columns + part * vec.LANES
+            vec.store(acc, vec.load(acc, at) * factor, at)
+
+    # The maximum seldom moves after the first blocks.
+    vec.when(peak > old, rescale)
+    # exp2 is clamped, so what is not allowed must be made zero.
+    weight = T.bind(tirx.Select(allowed(), vec.exp2(scores - vec.splat(peak)), vec.zero()))
+    vec.store(weights, weight, vec.i32(index * vec.LANES))
+    vec.store(sums, vec.load(sums, row * vec.LANES) + weight, row * vec.LANES)
+
+
+def _accumulate(
+    task: Task,
+    acc: Buffer,
+    weights: Buffer,
+    rows: list[Expr],
+    block: Expr,
+    count: Expr,
+    columns: int,
+    isa: Isa,
+) -> None:
+    """Add the block's values, weighted, to the rows' sums: as many columns at a time as registers allow."""
+    parts = columns // vec.LANES
+    width = min(parts, max(1, isa.float_lanes // len(rows)))
+    for first in range(0, parts, width):
+        taken = range(first, min(parts, first + width))
+        sums = {(row, part): vec.local() for row in range(len(rows)) for part in taken}
+        for (row, part), sum_ in sums.items():
+            vec.assign(sum_, vec.load(acc, rows[row] * columns + part * vec.LANES))
+        with T.serial(0, count) as key:
+            values = {part: T.bind(task.value(block, key, vec.i32(part * vec.LANES))) for part in taken}
+            for row in range(len(rows)):
+                weight = T.bind(vec.splat(weights[row * vec.LANES + key]))
+                for part in taken:
+                    sum_ = sums[row, part]
+                    vec.assign(sum_, vec.fma(weight, values[part], vec.value(sum_)))
+        for (row, part), sum_ in sums.items():
+            vec.store(acc, vec.value(sum_), rows[row] * columns + part * vec.LANES)

@@ -1,0 +1,60 @@
+"""Embedding lookup: rows of the token table as float32, dequantised on the fly.
+
+Token ids are not checked here: the caller validates 0 <= id < vocab.
+"""
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from . import vector as vec
+from .isa import Isa
+from .packing import packed_shape, scales_shape
+from .vector import PrimFunc
+from .weights import declare
+
+
+def lookup(vocab: int, k: int, isa: Isa, *, weight: str) -> PrimFunc:
+    """f(*weight, ids int32 [t], y float32 [t, k]); `weight` and its arguments as in `weights.declare`."""
+    blocks = vec.blocks_of(k)
+
+    def body() -> None:
+        read = declare(weight, vocab, k, isa)
+        tokens = T.int32()
+        ids = vec.tensor("ids", (tokens,), "int32")
+        y = vec.tensor("y", (tokens, k), "float32")
+        with vec.root(), T.parallel(0, tokens) as token:
+            row = T.bind(ids[token])
+            with T.serial(0, blocks) as block:
+                for half, part in enumerate(read(row, block)):
+                    vec.store(y, part, token, block * vec.BLOCK + half * vec.LANES)
+
+    return vec.build(f"lookup_{isa.name}_{weight}_v{vocab}_k{k}", body)
+
+
+def lookup_packed(vocab: int, k: int, isa: Isa, *, scale: str = "float16") -> PrimFunc:
+    """f(packed uint8, scales, ids int32 [t], y float32 [t, k]), the table as `packing.pack` lays it out.
+
+    For tied embeddings: the table that serves as the output layer's weight is kept once. Values are not rounded to float16.
+    """
+    blocks = vec.blocks_of(k)
+
+    def body() -> None:
+        packed = vec.tensor("packed", packed_shape(vocab, k, isa), "uint8")
+        scales = vec.tensor("scales", scales_shape(vocab, k, isa), scale)
+        tokens = T.int32()
+        ids = vec.tensor("ids", (tokens,), "int32")
+        y = vec.tensor("y", (tokens, k), "float32")
+        with vec.root(), T.parallel(0, tokens) as token:
+            group = vec.fixed(tirx.floordiv(ids[token], isa.lanes))
+            row = vec.fixed(tirx.floormod(ids[token], isa.lanes))
+            with T.serial(0, blocks) as block:
+                factor = scales[group, block, row]
+                factor = vec.half_to_float_scalar(factor, isa.half) if scale == "float16" else factor
+                factor = T.bind(factor)
+                for column in range(16):
+                    raw = T.bind(tirx.Cast("int32", packed[group, block, isa.byte(row, column)]))
+                    for half, nibble in enumerate((raw & vec.i32(15), raw >> vec.i32(4))):
+                        value = tirx.Cast("float32", nibble - 7) * factor
+                        T.buffer_store(y, value, [token, block * vec.BLOCK + half * vec.LANES + column])
+
+    return vec.build(f"lookup_packed_{isa.name}_{scale}_v{vocab}_k{k}", body)

@@ -1,0 +1,196 @@
+"""The attention kernels that TVM's paged KV cache calls on a CPU: decode, prefill, and prefill onto history.
+
+Argument lists are those of `tvm.relax.frontend.nn.llm.kv_cache` for the `llvm` target. Rotation inside the kernels is not
+offered: the cache must be made with RoPE mode "normal" (keys are rotated before they are stored) or "none", and
+without sliding windows. Pages hold 16 positions; queries, keys and values are float32.
+"""
+
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from . import vector as vec
+from .attention import PAGE, Heads, Task, attend, chunk_rows
+from .isa import Isa
+from .vector import Buffer, Expr, PrimFunc
+
+
+def decode(heads: Heads, isa: Isa) -> PrimFunc:
+    """One query token per sequence over its pages.
+
+    f(q [b, heads, dim], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values [nnz], last_page_len [b],
+    k_rope_pos_offset [b], q_rope_position [b], output [b, heads, dim], lse [b, heads],
+    rotary_mode, rope_scale, rope_theta, sm_scale). A sequence without pages yields zeros.
+    """
+
+    def body() -> None:
+        batch = T.int32()
+        query = vec.tensor("q", (batch, heads.query, heads.dim), "float32")
+        pages = _Pages(heads, batch)
+        _index("k_rope_pos_offset", batch)
+        _index("q_rope_position", batch)
+        output = vec.tensor("output", (batch, heads.query, heads.dim), "float32")
+        lse = vec.tensor("lse", (batch, heads.query), "float32")
+        scale = _rotary_and_scale()
+        with vec.root(), T.parallel(0, batch * heads.kv) as index:
+            sequence = vec.fixed(tirx.floordiv(index, heads.kv))
+            kv_head = vec.fixed(tirx.floormod(index, heads.kv))
+            key, value = pages.readers(sequence, kv_head)
+            task = Task(
+                query,
+                output,
+                lse,
+                key,
+                value,
+                kv_head,
+                token=sequence,
+                tokens=vec.i32(1),
+                keys=pages.length(sequence),
+                causal=vec.i32(0),
+                first=vec.i32(0),
+                scale=scale,
+            )  # fmt: skip - operands in one line, then the geometry
+            attend(task, heads, isa, heads.group)
+
+    return vec.build(f"paged_decode_{isa.name}_{heads.name}", body)
+
+
+def paged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
+    """Several query tokens per sequence over its pages: what a later chunk or turn sees of the history.
+
+    f(q [t, heads, dim], q_indptr [b+1], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values [nnz],
+    last_page_len [b], k_rope_pos_offset [b], q_rope_position [t], output [t, heads, dim], lse [t, heads],
+    causal, rotary_mode, rope_scale, rope_theta, sm_scale). Rows without keys yield zeros and a log-sum-exp of -5e4.
+    """
+
+    def body() -> None:
+        total, batch = T.int32(), T.int32()
+        query = vec.tensor("q", (total, heads.query, heads.dim), "float32")
+        q_indptr = _index("q_indptr", batch + 1)
+        pages = _Pages(heads, batch)
+        _index("k_rope_pos_offset", batch)
+        _index("q_rope_position", total)
+        output = vec.tensor("output", (total, heads.query, heads.dim), "float32")
+        lse = vec.tensor("lse", (total, heads.query), "float32")
+        causal = T.arg("causal", T.int32())
+        scale = _rotary_and_scale()
+
+        def task(sequence: Expr, kv_head: Expr, token: Expr, tokens: Expr, first: Expr) -> Task:
+            key, value = pages.readers(sequence, kv_head)
+            keys = pages.length(sequence)
+            return Task(query, output, lse, key, value, kv_head, token, tokens, keys, causal, first, scale)
+
+        with vec.root():
+            _each_task(batch, q_indptr, heads, isa, task)
+
+    return vec.build(f"paged_prefill_{isa.name}_{heads.name}", body)
+
+
+def ragged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
+    """Several query tokens per sequence over keys and values that are not in pages yet: those of the chunk itself.
+
+    f(q [t, heads, dim], q_indptr [b+1], k [s, kv_heads, dim], v [s, kv_heads, dim], kv_indptr [b+1], q_rope_position [t],
+    k_rope_pos_offset [b], output [t, heads, dim], lse [t, heads], causal, rotary_mode, rope_scale, rope_theta, sm_scale).
+    """
+
+    def body() -> None:
+        total, batch, length = T.int32(), T.int32(), T.int32()
+        query = vec.tensor("q", (total, heads.query, heads.dim), "float32")
+        q_indptr = _index("q_indptr", batch + 1)
+        keys = vec.tensor("k", (length, heads.kv, heads.dim), "float32")
+        values = vec.tensor("v", (length, heads.kv, heads.dim), "float32")
+        kv_indptr = _index("kv_indptr", batch + 1)
+        _index("q_rope_position", total)
+        _index("k_rope_pos_offset", batch)
+        output = vec.tensor("output", (total, heads.query, heads.dim), "float32")
+        lse = vec.tensor("lse", (total, heads.query), "float32")
+        causal = T.arg("causal", T.int32())
+        scale = _rotary_and_scale()
+
+        def task(sequence: Expr, kv_head: Expr, token: Expr, tokens: Expr, first: Expr) -> Task:
+            start = vec.fixed(kv_indptr[sequence])
+
+            def reader(source: Buffer) -> Callable[[Expr, Expr, Expr], Expr]:
+                return lambda block, index, column: vec.load(
+                    source, start + block * PAGE + index, kv_head, column
+                )
+
+            count = vec.fixed(kv_indptr[sequence + 1] - start)
+            return Task(
+                query,
+                output,
+                lse,
+                reader(keys),
+                reader(values),
+                kv_head,
+                token,
+                tokens,
+                count,
+                causal,
+                first,
+                scale,
+            )  # fmt: skip - operands in one line
+
+        with vec.root():
+            _each_task(batch, q_indptr, heads, isa, task)
+
+    return vec.build(f"ragged_prefill_{isa.name}_{heads.name}", body)
+
+
+class _Pages:
+    """The four arguments that describe the pages of every sequence."""
+
+    def __init__(self, heads: Heads, batch: Expr) -> None:
+        shape = (T.int32(), 2, heads.kv, PAGE, heads.dim)
+        self._pages = vec.tensor("pages", shape, "float32")
+        self._indptr = _index("page_indptr", batch + 1)
+        self._values = _index("page_values", T.int32())
+        self._last = _index("last_page_len", batch)
+
+    def length(self, sequence: Expr) -> Expr:
+        """Keys of a sequence."""
+        count = vec.fixed(self._indptr[sequence + 1] - self._indptr[sequence])
+        return vec.fixed(tirx.Select(count > 0, (count - 1) * PAGE + self._last[sequence], vec.i32(0)))
+
+    def readers(self, sequence: Expr, kv_head: Expr) -> list[Callable[[Expr, Expr, Expr], Expr]]:
+        """What reads keys and what reads values, for a `Task`."""
+        start = vec.fixed(self._indptr[sequence])
+
+        def reader(which: int) -> Callable[[Expr, Expr, Expr], Expr]:
+            return lambda block, index, column: vec.load(
+                self._pages, self._values[start + block], vec.i32(which), kv_head, index, column
+            )
+
+        return [reader(0), reader(1)]
+
+
+def _index(name: str, length: Expr) -> Buffer:
+    """An int32 argument; the cache passes views into one buffer, hence the offset."""
+    return vec.tensor(name, (length,), "int32", elem_offset=T.int32())
+
+
+def _rotary_and_scale() -> Expr:
+    T.arg("rotary_mode", T.int32())
+    T.arg("rope_scale", T.float32())
+    T.arg("rope_theta", T.float32())
+    return T.arg("sm_scale", T.float32())
+
+
+def _each_task(
+    batch: Expr,
+    q_indptr: Buffer,
+    heads: Heads,
+    isa: Isa,
+    task: Callable[[Expr, Expr, Expr, Expr, Expr], Task],
+) -> None:
+    """All tasks of a prefill: sequences one after another, heads and chunks of rows in parallel."""
+    rows = chunk_rows(heads)
+    with T.serial(0, batch) as sequence:
+        token = vec.fixed(q_indptr[sequence])
+        tokens = vec.fixed(q_indptr[sequence + 1] - token)
+        chunks = vec.fixed(tirx.floordiv(tokens * heads.group + (rows - 1), rows))
+        with T.parallel(0, chunks * heads.kv) as index:
+            kv_head = vec.fixed(tirx.floordiv(index, chunks))
+            first = vec.fixed(tirx.floormod(index, chunks) * rows)
+            attend(task(sequence, kv_head, token, tokens, first), heads, isa, rows)
