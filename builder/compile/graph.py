@@ -13,8 +13,8 @@ from builder.compile.families.parameters import Parameters
 from builder.compile.kernels.isa import ISAS
 from builder.compile.library import Kernels
 from builder.compile.mlc import MLCDirectory
+from builder.compile.operators import FloatOperators, Int8Operators, Operators
 from builder.compile.quantise import QUANTISATIONS
-from builder.compile.operators import Int8Operators, PlainOperators
 from builder.compile.targets import Target
 from builder.errors import FormatError
 
@@ -57,17 +57,18 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels, tvm_targ
     """The Relax module: MLC's functions, `_metadata`, and the packing kernels by their plain names."""
     config = model.config
     shape = llama.LlamaShape.read(config["model_config"])
-    operators: Any
-    if kernels == "fast" and QUANTISATIONS[model.quantization].bits == 4:
-        operators = Int8Operators(ISAS[target.isa], shape.eps)
-    else:
-        operators = PlainOperators(shape.eps)
+    isa = ISAS[target.isa]
+    int4 = QUANTISATIONS[model.quantization].bits == 4
+    # Unquantised weights have no fast form: their kernels are the exact ones.
+    operators: Operators = (
+        Int8Operators(isa, shape.eps) if kernels == "fast" and int4 else FloatOperators(isa, shape.eps)
+    )
     parameters = Parameters(model.quantization, operators.pack)
     family = llama.Llama(shape, parameters, operators)
     check_tensors(model, parameters)
     chunk = min(PREFILL_CHUNK, int(config["prefill_chunk_size"]))
     builder = relax.BlockBuilder()
-    emit_functions(builder, family, parameters, tvm_target, chunk)
+    emit_functions(builder, family, parameters, isa)
     attention = shape.attention
     emit_metadata(
         builder,

@@ -11,6 +11,10 @@ from tvm.relax.frontend.nn.llm import kv_cache as stock
 from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, RopeMode
 
 from builder.compile.families.parameters import Matrix, Parameters
+from builder.compile.kernels import attention_state, kv_pages, paged_attention, rotary
+from builder.compile.kernels.attention import Heads
+from builder.compile.kernels.isa import Isa
+from builder.compile.operators import symbol
 
 Expr = Any  # tvm.relax.Expr; TVM has no type information
 
@@ -87,7 +91,7 @@ def attend(bb: Any, attention: Attention, layer: int, qkv: Expr, kv: Expr) -> Ex
     return bb.emit(relax.op.reshape(out, (rows, heads * head_dim)))
 
 
-def paged_kv_cache(bb: Any, attention: Attention, sizes: Sequence[Any]) -> Expr:
+def paged_kv_cache(bb: Any, attention: Attention, sizes: Sequence[Any], isa: Isa) -> Expr:
     """Create TVM's paged KV cache, float32, with CPU kernels.
 
     Sliding windows and token trees have no kernels; the cache refuses what would need them.
@@ -99,10 +103,14 @@ def paged_kv_cache(bb: Any, attention: Attention, sizes: Sequence[Any]) -> Expr:
         attention.head_dim,
     )
     dtype = "float32"
-    scaling = dict(attention.rope_scaling)
+    shape = Heads(kv_heads, heads, head_dim)
+    rates = rotary.frequencies(attention.rope_theta, head_dim, attention.rope_scaling)
 
-    def tir(function: Any, name: str) -> Expr:
-        return relax.Tuple([tvm.ir.StringImm("tirx"), bb.add_func(function, name)])
+    def add(function: Any) -> Expr:
+        return bb.add_func(function, symbol(function))
+
+    def tir(function: Any) -> Expr:
+        return relax.Tuple([tvm.ir.StringImm("tirx"), add(function)])
 
     none = relax.Tuple([])
     arguments = [
@@ -119,26 +127,19 @@ def paged_kv_cache(bb: Any, attention: Attention, sizes: Sequence[Any]) -> Expr:
         relax.prim_value(attention.rope_theta),
         relax.prim_value(0),  # no extension factors
         relax.op.zeros((), dtype),
-        bb.add_func(stock._kv_cache_transpose_append(kv_heads, head_dim, dtype), "kv_append"),
+        add(kv_pages.append(shape)),
         relax.prim_value(0),  # no MLA
-        tir(
-            stock._attention_prefill_ragged_cpu(kv_heads, heads, head_dim, head_dim, dtype, scaling),
-            "prefill_ragged",
-        ),
-        tir(stock._attention_prefill_cpu(kv_heads, heads, head_dim, dtype, False, scaling), "prefill_paged"),
-        tir(stock._attention_decode_cpu(kv_heads, heads, head_dim, dtype, False, scaling), "decode_paged"),
+        tir(paged_attention.ragged_prefill(shape, isa)),
+        tir(paged_attention.paged_prefill(shape, isa)),
+        tir(paged_attention.decode(shape, isa)),
         none,  # prefill, sliding
         none,  # decode, sliding
         none,  # tree
         none,  # tree, paged
         none,  # MLA
-        relax.Tuple([bb.add_func(stock._merge_state_inplace_cpu(dtype), "merge_state")]),
-        bb.add_func(
-            stock.llama_rope_with_position_map(
-                attention.rope_theta, 1, head_dim, heads, kv_heads, dtype, scaling, head_dim
-            ),
-            "split_rotary",
-        ),
+        relax.Tuple([add(attention_state.merge(shape))]),
+        add(rotary.split_rotary(shape, rates)),
+        # Moving pages is rare: TVM's own kernels do.
         bb.add_func(stock._copy_single_page_cpu(kv_heads, sizes[3], head_dim, dtype), "copy_page"),
         bb.add_func(stock._kv_cache_debug_get_kv(layers, kv_heads, head_dim, dtype), "debug_get_kv"),
         bb.add_func(stock._compact_kv_copy_cpu(kv_heads, head_dim, dtype), "compact_pages"),
@@ -148,19 +149,18 @@ def paged_kv_cache(bb: Any, attention: Attention, sizes: Sequence[Any]) -> Expr:
     )
 
 
-def emit_functions(bb: Any, family: Family, parameters: Parameters, target: Any, chunk: int) -> None:
+def emit_functions(bb: Any, family: Family, parameters: Parameters, isa: Isa) -> None:
     """Add MLC's functions of a chat model to `bb`."""
-    _Functions(bb, family, parameters, target, chunk).emit()
+    _Functions(bb, family, parameters, isa).emit()
 
 
 class _Functions:
     """Names and signatures are MLC's: a program that drives its libraries drives these, given packed weights."""
 
-    def __init__(self, bb: Any, family: Family, parameters: Parameters, target: Any, chunk: int) -> None:
+    def __init__(self, bb: Any, family: Family, parameters: Parameters, isa: Isa) -> None:
         self.bb = bb
         self.family = family
-        self.target = target
-        self.chunk = chunk
+        self.isa = isa
         self.packed_type = relax.TupleType(
             [relax.TensorType(entry.shape, entry.dtype) for entry in parameters.packed]
         )
@@ -295,7 +295,7 @@ class _Functions:
         arguments = [relax.Var(f"{size.name}_", relax.ShapeType([size])) for size in sizes]
         with bb.function("create_tir_paged_kv_cache", arguments):
             with bb.dataflow():
-                result = bb.emit_output(paged_kv_cache(bb, self.family.attention, sizes))
+                result = bb.emit_output(paged_kv_cache(bb, self.family.attention, sizes, self.isa))
             bb.emit_func_output(result)
 
 
