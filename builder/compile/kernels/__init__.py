@@ -6,9 +6,11 @@ for `relax.call_tir` or a direct call of the compiled function. Names are unique
 Conventions
     m, t      rows of the activation matrix: tokens of a prefill chunk or sequences of a decode batch
     rows=1    the function takes exactly one row (decode); rows=None takes any m >= 1, known at run time
-    n, k      output and inner dimension of a linear layer; k a multiple of 32 (`UnsupportedError` otherwise)
+    n, k      outputs and inner dimension of a linear layer; k a multiple of 32 (`UnsupportedError` otherwise)
     isa       an `isa.Isa`; `isa.ISAS["avx512vnni" | "avx2" | "neondot" | "generic"]`
     scale     dtype of the weight scales as stored: "float16" (q4f16_1) or "float32" (q4f32_1)
+    weight    "q4f16" | "q4f32": two arguments q_weight, q_scale; "float16" | "float32": one dense [n, k]
+    heads     `attention.Heads(kv, query, dim)`
 Activations are float32 matrices `[m, k]`, or for the fast linears *blocks*: `int32 [p, k/32, 10]`, where
 p = m for rows=1 and `activation.padded_rows(m)` otherwise (`activation` describes a block).
 Tensors must be aligned to 64 bytes: those allocated by TVM's runtime are, those made from numpy are not.
@@ -19,17 +21,16 @@ The menu: `factory(...)  f(inputs..., outputs...)`; shapes and limits are in eac
     activation.silu_mul_quantise(k, rows=…)                 f(gate_up[m,2k], blocks)
     activation.rms_norm(k, eps, rows=…)                     f(x[m,k], gamma[k], y[m,k])
     activation.silu_mul(k, rows=…)                          f(gate_up[m,2k], y[m,k])
-    w4a8.linear(n, k, isa, scale=…, rows=…, residual=…)     f(packed, scales, blocks, [residual[m,n],] y[m,n])
-    packing.pack(n, k, isa, scale=…)                        f(q_weight[n,k/8], q_scale[n,k/32], packed, scales)
+    packing.pack(n, k, isa, scale=…)                        f(q_weight, q_scale, packed, scales)
     packing.packed_shape(n, k, isa), packing.scales_shape(n, k, isa)
+    w4a8.linear(n, k, isa, scale=…, rows=…, residual=…)     f(packed, scales, blocks, [residual[m,n],] y[m,n])
     exact.linear(n, k, isa, weight=…, rows=…, residual=…)   f(*weight, x[m,k], [residual[m,n],] y[m,n])
-        weight = "q4f16" | "q4f32": q_weight, q_scale as stored; "float16" | "float32": one dense [n,k]
     embedding.lookup_packed(vocab, k, isa, scale=…)         f(packed, scales, ids[t] int32, y[t,k])
     embedding.lookup(vocab, k, isa, weight=…)               f(*weight, ids[t] int32, y[t,k])
-    attention_decode.paged_decode(kv_heads, heads, head_dim)      |
-    attention_prefill.ragged_prefill(kv_heads, heads, head_dim)   | signatures of TVM's paged KV cache on a
-    attention_prefill.paged_prefill(kv_heads, heads, head_dim)    | CPU, vm.builtin.paged_attention_kv_cache_create
-    attention_state.merge(heads, head_dim)                        |
-    kv_pages.append(kv_heads, head_dim)                           |
-    rotary.split_rotary(kv_heads, heads, head_dim, frequencies)   |
+    rotary.split_rotary(heads, rotary.frequencies(…))       tir_split_rotary           of TVM's paged KV cache
+    kv_pages.append(heads)                                  kv_cache_transpose_append  of the same
+    paged_attention.ragged_prefill(heads, isa)              tir_attention_prefill_ragged_cpu
+    paged_attention.paged_prefill(heads, isa)               tir_attention_prefill_cpu
+    paged_attention.decode(heads, isa)                      tir_attention_decode_cpu
+    attention_state.merge(heads)                            tir_attention_merge_state_cpu
 """

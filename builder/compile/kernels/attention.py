@@ -178,15 +178,9 @@ def _transposed(rows: list[Expr]) -> list[Expr]:
         for index in range(vec.LANES):
             if not index & distance:
                 pair = [rows[index], rows[index + distance]]
-                rows[index] = _held(tirx.Shuffle(pair, upper))
-                rows[index + distance] = _held(tirx.Shuffle(pair, lower))
+                rows[index] = vec.held(tirx.Shuffle(pair, upper))
+                rows[index + distance] = vec.held(tirx.Shuffle(pair, lower))
     return rows
-
-
-def _held(expr: Expr) -> Expr:
-    variable = vec.local()
-    vec.assign(variable, expr)
-    return vec.value(variable)
 
 
 def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int) -> list[Expr]:
@@ -230,9 +224,9 @@ def _soften(
     def allowed() -> Expr:
         return tirx.Ramp(block * PAGE, 1, PAGE) < vec.splat(bound)
 
-    scores = T.bind(tirx.Select(allowed(), scores, vec.splat(-1e30)))
-    old = T.bind(peaks[row])
-    peak = T.bind(tirx.Max(old, vec.largest(scores)))
+    scores = vec.held(tirx.Select(allowed(), scores, vec.splat(-1e30)))
+    old = vec.fixed(peaks[row], "float32")
+    peak = vec.fixed(tirx.Max(old, vec.largest(scores)), "float32")
 
     def rescale() -> None:
         factor = vec.exp2(vec.splat(old - peak))

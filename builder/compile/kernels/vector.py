@@ -88,14 +88,22 @@ def local(dtype: str = "float32", lanes: int = LANES) -> Buffer:
     return T.alloc_buffer((lanes,), dtype, scope="local")
 
 
-def fixed(expr: Expr) -> Expr:
-    """An int32 expression evaluated here, once. TVM's analysis does not look through it, unlike `T.bind`.
+def fixed(expr: Expr, dtype: str = "int32") -> Expr:
+    """A scalar evaluated here, once. TVM's analysis does not look through it, unlike through `T.bind`.
 
-    Bounds with divisions and selections in them otherwise cost the compiler seconds at every use.
+    Bounds with divisions and selections in them otherwise cost the compiler seconds, and the simplifier carries
+    what it knows inside a `Select` into the definitions of the variables that occur there.
     """
-    variable = T.alloc_buffer((1,), "int32", scope="local")
+    variable = T.alloc_buffer((1,), dtype, scope="local")
     T.buffer_store(variable, expr, [i32(0)])
     return T.bind(variable[i32(0)])
+
+
+def held(expr: Expr) -> Expr:
+    """`fixed` for a float vector."""
+    variable = local()
+    assign(variable, expr)
+    return T.bind(value(variable))
 
 
 def value(variable: Buffer, lanes: int = LANES) -> Expr:
