@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -90,14 +91,11 @@ def create_app(
 
     async def healthz(request: Request) -> Response:
         health = await readiness.health()
-        answer = {"status": health.status, "model": health.model}
-        if health.reason and caller(request).known:
-            answer["reason"] = health.reason
-        return JSONResponse(
-            answer,
-            200 if health.status == "ok" else 503,
-            {} if health.status == "ok" else {"retry-after": "1"},
-        )
+        # Strangers learn that Hob lives, and no more: reasons name files.
+        shown = asdict(health) if caller(request).known else {"status": health.status}
+        if health.status == "ok":
+            return JSONResponse(shown)
+        return JSONResponse(shown, 503, {"retry-after": "1"})
 
     app = Starlette(
         routes=[

@@ -1,7 +1,7 @@
 """Whether this Hob can answer right now."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from appliance.engine.base import Engine
@@ -14,11 +14,16 @@ STATS_TIMEOUT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`ok`: the engine has a model loaded. `starting`: it will soon. `failed`: somebody must act."""
+    """`ok`: the engine has a model loaded. `starting`: it will soon. `failed`: somebody must act.
+
+    `running` and `waiting` count the engine's requests.
+    """
 
     status: Literal["ok", "starting", "failed"]
     model: str
     reason: str = ""
+    running: int = 0
+    waiting: int = 0
 
 
 class Watcher:
@@ -63,7 +68,8 @@ class Readiness:
         if not stats.model:
             self._health = Health("starting", self._models.default, "the engine has started anew")
             self.start()
-        return self._health
+            return self._health
+        return replace(self._health, running=stats.running, waiting=stats.waiting)
 
     async def close(self) -> None:
         """Stop loading."""

@@ -1,0 +1,83 @@
+"""Fixtures for all tests: compiled models, fresh data folders, running services."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import GOLDEN, MODEL, TINY, Hob, run_hob, start
+
+StartHob = Callable[..., Hob]
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio, as the service does."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that the person running the tests has set reaches them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HOB_")]:
+            patch.delenv(name)
+        nowhere = tmp_path_factory.mktemp("nowhere")
+        patch.setenv("XDG_CONFIG_HOME", str(nowhere / "config"))
+        patch.setenv("XDG_DATA_HOME", str(nowhere / "data"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library folder with the test models compiled, once for all tests."""
+    folder = tmp_path_factory.mktemp("compiled")
+    _add_models(folder)
+    for model in {MODEL, TINY}:
+        done = run_hob(folder, "model", "compile", model)
+        assert done.returncode == 0, done.stderr
+    return folder / "libraries"
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, libraries: Path) -> Path:
+    """A fresh data folder with the test models, compiled."""
+    return _fresh(tmp_path / "data", libraries)
+
+
+@pytest.fixture
+def start_hob(data_dir: Path) -> Iterator[StartHob]:
+    """Starts services on `data_dir`: `start_hob(*flags, **environment)`. They end with the test, quietly."""
+    running: list[Hob] = []
+
+    def start_one(*flags: str, ready: bool = True, **settings: str) -> Hob:
+        running.append(start(data_dir, *flags, ready=ready, **settings))
+        return running[-1]
+
+    yield start_one
+    for hob in running:
+        hob.stop()
+    for hob in running:
+        assert hob.killed or not hob.complaints(), hob.complaints()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Iterator[Hob]:
+    """One service shared by all tests that leave it as it is; its chats are anybody's."""
+    hob = start(_fresh(tmp_path_factory.mktemp("server"), libraries))
+    yield hob
+    hob.stop()
+    assert not hob.complaints(), hob.complaints()
+
+
+def _fresh(folder: Path, libraries: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    _add_models(folder)
+    (folder / "libraries").symlink_to(libraries)
+    return folder
+
+
+def _add_models(folder: Path) -> None:
+    (folder / "models").mkdir()
+    (folder / "models" / TINY).symlink_to(GOLDEN / "llama3rope" / "q4f16_1")
