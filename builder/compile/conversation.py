@@ -79,7 +79,7 @@ def conv_template(
         starts_with_bos = bos in tokens
     else:
         user = fields["roles"]["user"] + fields["role_content_sep"]
-        name = NAMES.get(user, "custom")
+        name = NAMES.get(user.removeprefix(bos or ""), "custom")
         starts_with_bos = fields.pop("starts_with_bos")
     stop_str = [text for text in fields["stop_str"] if text in tokens or name == "plain"]
     stop_str += [text for text in stops if text not in stop_str]

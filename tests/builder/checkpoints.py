@@ -65,11 +65,10 @@ def write_safetensors(file: Path, tensors: Mapping[str, npt.NDArray[np.float32]]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, values in tensors.items():
-        raw = {
-            "F32": lambda v: v.astype("<f4"),
-            "F16": lambda v: v.astype("<f2"),
-            "BF16": lambda v: narrow_bfloat16(v).astype("<u2"),
-        }[dtype](values).tobytes()
+        if dtype == "BF16":
+            raw = narrow_bfloat16(values).astype("<u2").tobytes()
+        else:
+            raw = values.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
         header[name] = {
             "dtype": dtype,
             "shape": list(values.shape),
@@ -98,7 +97,7 @@ def write_checkpoint(
     if files == 1:
         write_safetensors(directory / "model.safetensors", tensors, dtype)
         return directory
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(files):
         name = f"model-{i + 1:05}-of-{files:05}.safetensors"
         part = dict(list(tensors.items())[i::files])

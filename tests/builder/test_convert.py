@@ -51,9 +51,8 @@ def test_unquantised_float32_is_stored_as_bfloat16(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_source_dtypes(dtype: str, tmp_path: Path) -> None:
     """A half-precision checkpoint gives what the same values in float32 give."""
-    exact = {
-        name: np.round(values * 8).astype(np.float32) / 8 for name, values in llama_tensors(CONFIG).items()
-    }
+    eighth = np.float32(1 / 8)
+    exact: Tensors = {name: np.rint(w / eighth) * eighth for name, w in llama_tensors(CONFIG).items()}
     for name, kind in (("half", dtype), ("full", "F32")):
         convert(write_checkpoint(tmp_path / f"{name}-hf", exact, kind), tmp_path / name, "q4f16_1")
     assert (tmp_path / "half/params_shard_0.bin").read_bytes() == (
@@ -137,7 +136,7 @@ def test_rope_scaling(changes: dict[str, Any], tmp_path: Path) -> None:
 
 def test_defaults(tmp_path: Path) -> None:
     """Context, chunk and head sizes are as MLC-LLM derives them; plain rope has no scaling."""
-    changes = {
+    changes: dict[str, Any] = {
         "max_position_embeddings": 131072,
         "num_key_value_heads": None,
         "rope_theta": None,

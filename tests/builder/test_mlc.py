@@ -44,7 +44,8 @@ def test_reads_what_mlc_wrote(quantization: str) -> None:
     assert len(model.tensors) == 33
     assert model.nbytes == 386560
     words = model.read("model.embed_tokens.q_weight")
-    assert (words.dtype, words.shape) == (np.uint32, (1024, 16))
+    assert words.dtype == np.uint32
+    assert words.shape == (1024, 16)
     norm = model.read("model.norm.weight")
     assert norm.dtype == ("float16" if quantization == "q4f16_1" else "float32")
     assert not norm.flags.writeable
