@@ -79,7 +79,8 @@ def conv_template(
         starts_with_bos = bos in tokens
     else:
         user = fields["roles"]["user"] + fields["role_content_sep"]
-        name = NAMES.get(user.removeprefix(bos or ""), "custom")
+        # A turn may begin with BOS itself: always (Llama 2), or because BOS is the token of turns (SmolLM2).
+        name = NAMES.get(user, NAMES.get(user.removeprefix(bos or ""), "custom"))
         starts_with_bos = fields.pop("starts_with_bos")
     stop_str = [text for text in fields["stop_str"] if text in tokens or name == "plain"]
     stop_str += [text for text in stops if text not in stop_str]
