@@ -1,0 +1,158 @@
+"""`hob serve --lan` on a real network: another machine finds it, and gets in only by session or key."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.appliance.lan import Lan, Machine, a_lan, missing, python, wait_for
+from tests.service import HOB, MODEL, environment, run_hob
+
+REASON = missing()
+pytestmark = [pytest.mark.slow, pytest.mark.lan, pytest.mark.skipif(bool(REASON), reason=REASON)]
+
+# What a device on the LAN does: one request, whose answer it prints.
+VISIT = """
+import json, sys
+import httpx2 as httpx
+request = json.loads(sys.argv[1])
+with httpx.Client(trust_env=False, timeout=60) as client:
+    answer = client.request(**request)
+print(json.dumps({"status": answer.status_code, "headers": dict(answer.headers), "text": answer.text}))
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a visitor got."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+
+def visit(machine: Machine, method: str, url: str, **request: Any) -> Answer:
+    """Send a request from a machine of the LAN."""
+    given = json.dumps({"method": method, "url": url, **request})
+    return Answer(**json.loads(machine.run(*python(VISIT, given))))
+
+
+@pytest.fixture
+def lan(tmp_path: Path) -> Iterator[Lan]:
+    """An empty LAN."""
+    with a_lan(tmp_path) as lan:
+        yield lan
+
+
+@contextmanager
+def serving(machine: Machine, data_dir: Path, *flags: str) -> Iterator[Path]:
+    """`hob serve` on port 8080 of a machine until the block ends; its log."""
+    log = data_dir / "serve.log"
+    env = environment(data_dir, HOB_MODEL=MODEL)
+    with machine.start(HOB, "serve", *flags, env=env, log=log) as process:
+        wait_for(
+            "Hob to be ready", lambda: "Hob is at " in log.read_text() or process.poll() is not None, 120
+        )
+        assert process.poll() is None, log.read_text()
+        yield log
+    assert "Traceback" not in log.read_text()
+
+
+def test_another_machine_gets_in_by_session_or_key_alone(lan: Lan, data_dir: Path) -> None:
+    """The whole story of a new Hob: set-up with the console's code, session, key, revocation, strangers."""
+    server, visitor = lan.machine(), lan.machine()
+    base = f"http://{server.address}:8080"
+    browser = {"accept": "text/html", "origin": base}
+    with serving(server, data_dir, "--lan") as log:
+        assert visit(server, "GET", "http://127.0.0.1:8080/v1/models").status == 200
+        assert visit(server, "GET", "http://[::1]:8080/").status == 200
+        # Its own address on the LAN is not loopback.
+        assert visit(server, "GET", f"{base}/v1/models").status == 401
+        assert visit(visitor, "GET", f"{base}/v1/models").status == 401
+        assert visit(visitor, "GET", f"{base}/healthz").status == 200
+        led = visit(visitor, "GET", f"{base}/", headers=browser)
+        assert (led.status, led.headers["location"]) == (303, "/setup")
+
+        wait_for("the code on the console", lambda: "this code: " in log.read_text())
+        code = re.search(r"this code: (\S+)", log.read_text())
+        assert code is not None
+        password = {"password": "a long password"}
+        wrong = visit(
+            visitor, "POST", f"{base}/setup", headers=browser, data={"code": "AAAA-AAAA", **password}
+        )
+        assert wrong.status == 403
+        done = visit(visitor, "POST", f"{base}/setup", headers=browser, data={"code": code[1], **password})
+        assert done.status == 303
+        session = {"cookie": done.headers["set-cookie"].partition(";")[0]}
+        assert visit(visitor, "GET", f"{base}/", headers=session).status == 200
+        named = visit(visitor, "GET", f"{base}/", headers={**session, "host": "hob.local:8080"})
+        assert named.status == 200
+        rebound = visit(visitor, "GET", f"{base}/", headers={**session, "host": "evil.example:8080"})
+        assert rebound.status == 403
+        foreign = {**session, "origin": "http://evil.example"}
+        assert visit(visitor, "POST", f"{base}/chats", headers=foreign, data={"text": "Hi"}).status == 403
+        assert visit(visitor, "GET", f"{base}/", headers=browser).headers["location"] == "/login"
+
+        key = run_hob(data_dir, "key", "add", "laptop").stdout.strip()
+        bearer = {"authorization": f"Bearer {key}"}
+        assert visit(visitor, "GET", f"{base}/v1/models", headers=bearer).status == 200
+        question = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+        answer = visit(visitor, "POST", f"{base}/v1/chat/completions", headers=bearer, json=question)
+        assert answer.status == 200
+        assert json.loads(answer.text)["usage"]["completion_tokens"] >= 1
+        assert visit(visitor, "GET", f"{base}/", headers=bearer).status == 401
+        run_hob(data_dir, "key", "revoke", "1")
+        assert visit(visitor, "GET", f"{base}/v1/models", headers=bearer).status == 401
+        forged = {"x-forwarded-for": "127.0.0.1", "host": "127.0.0.1:8080"}
+        assert visit(visitor, "GET", f"{base}/v1/models", headers=forged).status == 401
+
+        out = visit(visitor, "POST", f"{base}/logout", headers={**browser, **session})
+        assert out.status == 303
+        assert visit(visitor, "GET", f"{base}/", headers={**browser, **session}).status == 303
+
+
+def test_two_hobs_are_found_under_two_names(lan: Lan, data_dir: Path, tmp_path: Path) -> None:
+    """The second becomes hob-2.local, answers to that name, and `hob discover` and Avahi list both."""
+    first, second, visitor = lan.machine(), lan.machine(), lan.machine()
+    avahi = lan.avahi(visitor, "neighbour")
+    other_dir = tmp_path / "other"
+    other_dir.mkdir()
+    for folder in ("models", "libraries"):
+        (other_dir / folder).symlink_to(data_dir / folder)
+    with serving(first, data_dir, "--lan"):
+        wait_for("hob.local", lambda: avahi.resolve("hob.local") == first.address)
+        with serving(second, other_dir, "--lan") as log:
+            wait_for("hob-2.local", lambda: avahi.resolve("hob-2.local") == second.address)
+            wait_for("the console to say so", lambda: "http://hob-2.local:8080" in log.read_text())
+            found = json.loads(visitor.run(HOB, "discover", "--json"))
+            assert {(hob["host"], tuple(hob["addresses"])) for hob in found} >= {
+                ("hob.local", (first.address,)),
+                ("hob-2.local", (second.address,)),
+            }
+            assert {service[5] for service in avahi.services()} == {"hob.local", "hob-2.local"}
+            named = {"host": "hob-2.local:8080"}
+            assert visit(visitor, "GET", f"http://{second.address}:8080/login", headers=named).status == 303
+            assert visit(visitor, "GET", f"http://{first.address}:8080/login", headers=named).status == 403
+        wait_for("the goodbye", lambda: [service[5] for service in avahi.services()] == ["hob.local"])
+
+
+def test_without_lan_nobody_outside_reaches_it(lan: Lan, data_dir: Path) -> None:
+    """`hob serve` alone listens on loopback only and announces nothing."""
+    server, visitor = lan.machine(), lan.machine()
+    with serving(server, data_dir):
+        assert visit(server, "GET", "http://127.0.0.1:8080/v1/models").status == 200
+        refused = visitor.run(
+            *python(
+                "import socket, sys\n"
+                "try: socket.create_connection((sys.argv[1], 8080), timeout=5)\n"
+                "except ConnectionRefusedError: print('refused')",
+                server.address,
+            )
+        )
+        assert refused == "refused\n"
+        assert json.loads(visitor.run(HOB, "discover", "--json", "--seconds", "1")) == []
