@@ -31,7 +31,8 @@ Progress = Callable[[float], None]
 PAGE = 16  # tokens per page of the KV cache; the attention kernels are made for it
 # Memory for intermediate results, the runtime and Python, on top of weights and KV cache.
 RESERVE = 192 * 2**20
-POOLED_ALLOCATOR = 2
+# The pooled one keeps every size it has ever seen: with prompts of any length, memory would only grow.
+NAIVE_ALLOCATOR = 1
 CPU = 1  # DLPack's device type
 
 
@@ -128,7 +129,7 @@ class NativeModel:
         ffi = runtime(threads)
         module = ffi.load_module(str(library), keep_module_alive=True)
         executable = module["vm_load_executable"]()
-        executable["vm_initialization"](CPU, 0, POOLED_ALLOCATOR)
+        executable["vm_initialization"](CPU, 0, NAIVE_ALLOCATOR)
         metadata = json.loads(str(executable["_metadata"]()))
         check_parameters(model, metadata)
         context = min(context, int(metadata["context_window_size"]))

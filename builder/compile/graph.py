@@ -7,8 +7,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from builder.compile.families import llama
-from builder.compile.families.blocks import emit_functions, emit_metadata
+from builder.compile.families import llama, logits
+from builder.compile.families.functions import Limits, emit_functions, emit_metadata
 from builder.compile.families.parameters import Parameters
 from builder.compile.kernels.isa import ISAS
 from builder.compile.library import Kernels
@@ -68,7 +68,7 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels, tvm_targ
     check_tensors(model, parameters)
     chunk = min(PREFILL_CHUNK, int(config["prefill_chunk_size"]))
     builder = relax.BlockBuilder()
-    emit_functions(builder, family, parameters, isa)
+    emit_functions(builder, family, parameters, isa, Limits(chunk, MAX_BATCH))
     attention = shape.attention
     emit_metadata(
         builder,
@@ -96,8 +96,8 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels, tvm_targ
             **parameters.metadata(),
         },
     )
-    for name, function in operators.packers.items():
-        builder.add_func(function.with_attr("global_symbol", name), name)
+    for name, function in {**operators.packers, **logits.kernels(shape.vocab)}.items():
+        builder.add_func(function, name)
     return builder.finalize()
 
 
