@@ -73,14 +73,15 @@ def conv_template(
         bos: the token that begins every text, None where the checkpoint has none.
         stops: special tokens that end an answer, from the checkpoint's configuration.
     """
+    if template and bos and _begins_turns(template, bos):
+        bos = None
     fields = derive(template, bos or "", stops) if template else None
     if fields is None:
         name, fields = next((KNOWN[token] for token in KNOWN if token in tokens), ("plain", PLAIN))
         starts_with_bos = bos in tokens
     else:
         user = fields["roles"]["user"] + fields["role_content_sep"]
-        # A turn may begin with BOS itself: always (Llama 2), or because BOS is the token of turns (SmolLM2).
-        name = NAMES.get(user, NAMES.get(user.removeprefix(bos or ""), "custom"))
+        name = NAMES.get(user.removeprefix(bos or ""), "custom")  # Llama 2 begins every question with BOS
         starts_with_bos = fields.pop("starts_with_bos")
     stop_str = [text for text in fields["stop_str"] if text in tokens or name == "plain"]
     stop_str += [text for text in stops if text not in stop_str]
@@ -106,6 +107,12 @@ def conv_template(
         "function_string": "",
         "use_function_calling": False,
     }
+
+
+def _begins_turns(template: ChatTemplate, bos: str) -> bool:
+    """Whether BOS is simply the token that begins every turn, as in SmolLM2's ChatML."""
+    pieces = _pieces(template, "", (USER,))
+    return pieces is not None and bos in pieces[-1]
 
 
 def derive(template: ChatTemplate, bos: str, stops: Sequence[str]) -> dict[str, Any] | None:

@@ -108,9 +108,10 @@ def test_known_formats_are_recognised(source: str, bos: str, eos: str, name: str
 
 def test_default_system_message() -> None:
     """A default system message of the template becomes the object's."""
-    record = conv_template(compiled(CHATML), TOKENS, "<s>", ["<|im_end|>"])
+    record = conv_template(compiled(CHATML), TOKENS, "<|im_start|>", ["<|im_end|>"])
     assert record["system_message"] == "You are Tiny."
     assert record["seps"] == ["<|im_end|>\n"]
+    assert record["system_prefix_token_ids"] is None
     assert Conversation.from_json(record).render(TALK[1:]) == compiled(CHATML).render(TALK[1:])
 
 
