@@ -1,12 +1,14 @@
 """Fixtures for all tests: compiled models, fresh data folders, running services."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.service import GOLDEN, MODEL, TINY, Hob, run_hob, start
+from tests.service import ENDLESS, GOLDEN, MODEL, TINY, Hob, run_hob, start
 
 StartHob = Callable[..., Hob]
 
@@ -79,5 +81,10 @@ def _fresh(folder: Path, libraries: Path) -> Path:
 
 
 def _add_models(folder: Path) -> None:
-    (folder / "models").mkdir()
-    (folder / "models" / TINY).symlink_to(GOLDEN / "llama3rope" / "q4f16_1")
+    tiny = folder / "models" / TINY
+    shutil.copytree(GOLDEN / "llama3rope" / "q4f16_1", tiny)
+    description = tiny / "mlc-chat-config.json"
+    config = json.loads(description.read_text())
+    config["context_window_size"] = config["model_config"]["context_window_size"] = ENDLESS
+    config["temperature"] = 0  # sampled, it would end by chance
+    description.write_text(json.dumps(config))

@@ -19,6 +19,9 @@ GOLDEN = Path(__file__).parent / "golden"
 TINY = "tiny"
 """A model with random weights: 0.5 MB, fast, and its answers are nonsense that never ends by itself."""
 
+ENDLESS = 2**16
+"""Its context window. With HOB_CONTEXT as large an answer takes minutes: who sees it end has ended it."""
+
 MODEL = GUIDE if GUIDE_DIRECTORY.is_dir() else TINY
 """The model that tests talk to: the built-in one."""
 

@@ -9,7 +9,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.service import MODEL, TINY, Hob
+from tests.conftest import StartHob
+from tests.service import ENDLESS, MODEL, TINY, Hob
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
@@ -311,8 +312,9 @@ def test_wrong_routes_answer_in_json(server: Hob, method: str, path: str, status
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_client_that_hangs_up_is_cancelled(server: Hob, stream: bool) -> None:
-    """When a client goes away, its generation ends: the next request does not wait for it."""
+def test_client_that_hangs_up_is_cancelled(start_hob: StartHob, stream: bool) -> None:
+    """When a client goes away, its generation ends, which else would go on for minutes."""
+    server = start_hob(HOB_MODEL=TINY, HOB_CONTEXT=str(ENDLESS))
     body = json.dumps({"model": TINY, "messages": HELLO, "stream": stream, "temperature": 0}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: {len(body)}"
