@@ -89,7 +89,9 @@ class Emberlight(Style):
 def _rules(style: type[Style], indent: str = "") -> str:
     """The style's colours for `.hl`, one line per colour; box and background belong to app.css."""
     classes: dict[str, list[str]] = {}
-    for line in HtmlFormatter(style=style).get_style_defs(".hl").splitlines():
+    formatter = HtmlFormatter(style=style)
+    rules: str = formatter.get_style_defs(".hl")  # type: ignore[no-untyped-call]  # the stubs lack its types
+    for line in rules.splitlines():
         rule, comment, _ = line.partition("/*")
         if not comment:
             continue  # a rule for a box, not for a token

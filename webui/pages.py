@@ -150,7 +150,10 @@ class HomePage(Page):
 
 @dataclass(frozen=True)
 class ChatPage(Page):
-    """A conversation. `running`: an answer is being written, so a page without JavaScript reloads itself."""
+    """A conversation.
+
+    `refresh` is where a page without JavaScript goes on looking at a running answer; None when none runs.
+    """
 
     template: ClassVar[str] = "chat.html"
     sidebar: Sidebar
@@ -159,7 +162,7 @@ class ChatPage(Page):
     title: str
     note: str
     turns: Sequence[Turn]
-    running: bool
+    refresh: str | None
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,19 @@ async def _chat(
         title=row.title,
         note=card.note if card else "",
         turns=presenters.turns(thread),
-        running=running is not None,
+        refresh=None if running is None else _again(request, running),
     )
     return render(request, page, error.status if error else 200)
+
+
+def _again(request: Request, running: StoredMessage) -> str:
+    """Where a page without JavaScript looks again: at the answer, under an address that it is not at.
+
+    A refresh that differs from the page's own address in nothing but the part after # loads nothing.
+    """
+    seen = request.query_params.get("look", "")
+    look = int(seen) + 1 if seen.isascii() and seen.isdecimal() and len(seen) < 9 else 1
+    return f"/chats/{running.chat_id}?look={look}#m{running.id}"
 
 
 @_page
@@ -297,8 +307,7 @@ def _addresses(request: Request) -> list[str]:
     # Where another Hob has the name, this one has a further one; the visitor's browser may know it.
     visited = request.url.hostname or ""
     name = visited if visited.endswith(".local") else f"{config.name}.local"
-    _, port = request.scope.get("server") or (None, None)
-    return presenters.addresses(name, port or config.port, reach().announced)
+    return presenters.addresses(name, config.port, reach().announced)
 
 
 def _qr(text: str) -> Markup:

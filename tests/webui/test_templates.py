@@ -47,7 +47,7 @@ SAMPLES: list[pages.Page] = [
     pages.HomePage(pages.Sidebar([]), pages.Composer("/chats", []), "", ()),
     pages.HomePage(SIDEBAR, pages.Composer("/chats", ONE), "A guide.", ("What is Hob?", 'Say "hi"')),
     pages.HomePage(SIDEBAR, pages.Composer("/chats", TWO, None, "<dr\naft>", "Too long.", "Cut it."), "", ()),
-    pages.ChatPage(SIDEBAR, pages.Composer("/chats/3/messages", ONE), 3, "Bread & <b>", "", TURNS, False),
+    pages.ChatPage(SIDEBAR, pages.Composer("/chats/3/messages", ONE), 3, "Bread & <b>", "", TURNS, None),
     pages.ChatPage(
         SIDEBAR,
         pages.Composer("/chats/3/messages", TWO, STOP),
@@ -55,7 +55,7 @@ SAMPLES: list[pages.Page] = [
         "T",
         "A guide.",
         [*TURNS[:1], RUNNING],
-        True,
+        "/chats/3?look=1#m8",
     ),
     pages.TurnFragment(TURNS[1]),
     pages.SearchPage(SIDEBAR, "", []),
@@ -135,7 +135,7 @@ def test_every_page_has_a_sample() -> None:
 @pytest.mark.parametrize("page", page_types(), ids=lambda page: page.__name__)
 def test_templates_use_the_declared_fields(page: type[pages.Page]) -> None:
     """A template takes from its context the page's fields: no others, and all of them."""
-    inner = {"turn", "running"} if page is pages.ChatPage else set()  # of a loop; of <noscript>
+    inner = {"turn"} if page is pages.ChatPage else set()  # the loop's, for the template it includes
     used = set().union(*(variables(name) for name in family(page.template)))
     declared = {field.name for field in fields(page)}
     assert used - inner <= declared
@@ -203,9 +203,9 @@ def test_texts_are_escaped() -> None:
 
 def test_a_running_answer_reloads_without_javascript() -> None:
     """Only a page with a running answer refreshes itself, and only where there is no script."""
-    refresh = '<noscript><meta http-equiv="refresh" content="2"></noscript>'
+    refresh = '<noscript><meta http-equiv="refresh" content="2; url=/chats/3?look=1#m8"></noscript>'
     assert refresh in to_html(SAMPLES[10])
-    assert refresh not in to_html(SAMPLES[9])
+    assert "refresh" not in to_html(SAMPLES[9])
 
 
 def test_static_files_name_nothing_elsewhere() -> None:
