@@ -1,4 +1,4 @@
-"""CPU kernels of the model library, written as TIR PrimFuncs. Import the module you need: this one stays empty.
+"""CPU kernels of the model library, written as TIR PrimFuncs. Import the module you need.
 
 Every factory returns a `tvm.tirx.PrimFunc` with destination-passing signature (inputs first, outputs last),
 for `relax.call_tir` or a direct call of the compiled function. Names are unique per shape and ISA.

@@ -16,7 +16,7 @@ from . import vector as vec
 from .vector import Buffer, Expr, PrimFunc
 
 ROW_TILE = 8
-"""Block tensors of many rows are padded with zero rows to a multiple of this: GEMM tiles then need no edge."""
+"""Block tensors of many rows are padded with zero rows to a multiple of this: GEMM tiles have no edge."""
 
 WORDS = vec.BLOCK // 4 + 2
 """int32 words of a block."""
@@ -42,7 +42,7 @@ def quantise(k: int, *, rows: int | None = None) -> PrimFunc:
 
 
 def rms_norm_quantise(k: int, eps: float, *, rows: int | None = None) -> PrimFunc:
-    """f(x float32 [m, k], gamma float32 [k], blocks int32 [p, k/32, 10]): x / sqrt(mean(x^2) + eps) * gamma."""
+    """f(x float32 [m, k], gamma float32 [k], blocks int32 [p, k/32, 10]): x / sqrt(mean(x²) + eps) gamma."""
 
     def body() -> None:
         m = _rows(rows)

@@ -1,8 +1,9 @@
 """Attention over blocks of 16 keys with a running softmax (FlashAttention-2, arXiv:2307.08691), for one task.
 
-A task is one sequence, one key/value head, and a number of consecutive *rows*: row g is query head g % group of the
-query token g // group, so that the query heads that share keys also share the work of loading them. Scores live in base 2:
-the log-sum-exp that TVM's KV cache merges partial results with is m + log2(sum(2**(s - m))).
+A task is one sequence, one key/value head, and a number of consecutive *rows*: row g is query head g % group
+of the query token g // group, so that the query heads that share keys also share the work of loading them.
+Scores live in base 2: the log-sum-exp that TVM's KV cache merges partial results with is m + log2(sum(2**(s
+- m))).
 """
 
 from collections.abc import Callable
@@ -188,8 +189,9 @@ def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int) -
     # Few rows alone would wait for each addition; several partial sums per row keep the machine busy.
     chains = max(1, 8 // len(rows)) if len(rows) in (1, 2, 4) else 1
     partial = [[vec.local() for _ in range(chains)] for _ in rows]
-    for chain in sum(partial, []):
-        vec.assign(chain, vec.zero())
+    for chains_ in partial:
+        for sum_ in chains_:
+            vec.assign(sum_, vec.zero())
     with T.serial(0, columns // chains) as step:
         for chain in range(chains):
             column = step * chains + chain
@@ -218,7 +220,7 @@ def _soften(
     weights: Buffer,
     columns: int,
 ) -> None:
-    """Turn a row's scores into softmax weights relative to its running maximum, and update the row's state."""
+    """Turn a row's scores into softmax weights, relative to its running maximum, and update its state."""
 
     # Written out twice: TVM's analyser cannot bind a vector of booleans.
     def allowed() -> Expr:

@@ -34,7 +34,8 @@ def lookup(vocab: int, k: int, isa: Isa, *, weight: str) -> PrimFunc:
 def lookup_packed(vocab: int, k: int, isa: Isa, *, scale: str = "float16") -> PrimFunc:
     """f(packed uint8, scales, ids int32 [t], y float32 [t, k]), the table as `packing.pack` lays it out.
 
-    For tied embeddings: the table that serves as the output layer's weight is kept once. Values are not rounded to float16.
+    For tied embeddings: the table that serves as the output layer's weight is kept once. Values are not
+    rounded to float16.
     """
     blocks = vec.blocks_of(k)
 

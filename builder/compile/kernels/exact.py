@@ -1,4 +1,4 @@
-"""Linear layers with float32 activations and float32 sums: the reference path, and the path of unquantised models.
+"""Linear layers with float32 activations and sums: the reference path, and that of unquantised models.
 
 Weights are read where they lie, in the file's own layout; nothing is packed.
 """
@@ -27,7 +27,8 @@ def linear(
     if rows not in (None, 1):
         raise ValueError(f"rows must be 1 or None, not {rows}")
     blocks = vec.blocks_of(k)
-    # Outputs and tokens of a register tile. More tokens make dequantisation pay; narrow registers hold fewer sums.
+    # Outputs and tokens of a register tile. More tokens make dequantisation pay; narrow registers hold fewer
+    # sums.
     outputs, tokens = {16: (2, 8), 8: (1, 4), 4: (1, 2)}[isa.float_lanes] if rows is None else (1, 1)
 
     def body() -> None:
@@ -77,7 +78,7 @@ def linear(
                     tile(output, vec.i32(0))
                 return
             chunk = max(1, min(16, CHUNK_BYTES // (k * 4 * outputs)))
-            with T.parallel(0, -(-tiles // chunk)) as task:
+            with T.parallel(0, -(-tiles // chunk)) as task:  # noqa: SIM117 - one loop per line
                 with T.serial(0, tirx.floordiv(m + (tokens - 1), tokens)) as step:
                     with T.serial(0, tirx.Min(vec.i32(chunk), tiles - task * chunk)) as index:
                         tile((task * chunk + index) * outputs, step * tokens)

@@ -34,7 +34,7 @@ class Isa:
     half: bool
 
     def byte(self, row: Any, column: int) -> Any:
-        """The byte of a group's block that holds columns `column` (0..15) and column + 16 of a row, an expression."""
+        """Which byte of a group's block holds `column` (0..15) and `column` + 16 of a row."""
         if self.quads:
             return (column // 4 * self.lanes + row) * 4 + column % 4
         return column * self.lanes + row

@@ -5,7 +5,7 @@ from tvm.script.ir_builder import tirx as T
 
 from . import vector as vec
 from .isa import Isa
-from .vector import Buffer, Expr, PrimFunc
+from .vector import Expr, PrimFunc
 
 
 def groups_of(n: int, isa: Isa) -> int:

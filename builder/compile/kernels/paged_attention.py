@@ -1,8 +1,9 @@
 """The attention kernels that TVM's paged KV cache calls on a CPU: decode, prefill, and prefill onto history.
 
-Argument lists are those of `tvm.relax.frontend.nn.llm.kv_cache` for the `llvm` target. Rotation inside the kernels is not
-offered: the cache must be made with RoPE mode "normal" (keys are rotated before they are stored) or "none", and
-without sliding windows. Pages hold 16 positions; queries, keys and values are float32.
+Argument lists are those of `tvm.relax.frontend.nn.llm.kv_cache` for the `llvm` target. Rotation inside the
+kernels is not offered: the cache must be made with RoPE mode "normal" (keys are rotated before they are
+stored) or "none", and without sliding windows. Pages hold 16 positions; queries, keys and values are
+float32.
 """
 
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from .vector import Buffer, Expr, PrimFunc
 def decode(heads: Heads, isa: Isa) -> PrimFunc:
     """One query token per sequence over its pages.
 
-    f(q [b, heads, dim], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values [nnz], last_page_len [b],
-    k_rope_pos_offset [b], q_rope_position [b], output [b, heads, dim], lse [b, heads],
-    rotary_mode, rope_scale, rope_theta, sm_scale). A sequence without pages yields zeros.
+    f(q [b, heads, dim], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values [nnz], last_page_len
+    [b], k_rope_pos_offset [b], q_rope_position [b], output [b, heads, dim], lse [b, heads], rotary_mode,
+    rope_scale, rope_theta, sm_scale). A sequence without pages yields zeros.
     """
 
     def body() -> None:
@@ -59,9 +60,10 @@ def decode(heads: Heads, isa: Isa) -> PrimFunc:
 def paged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
     """Several query tokens per sequence over its pages: what a later chunk or turn sees of the history.
 
-    f(q [t, heads, dim], q_indptr [b+1], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values [nnz],
-    last_page_len [b], k_rope_pos_offset [b], q_rope_position [t], output [t, heads, dim], lse [t, heads],
-    causal, rotary_mode, rope_scale, rope_theta, sm_scale). Rows without keys yield zeros and a log-sum-exp of -5e4.
+    f(q [t, heads, dim], q_indptr [b+1], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values
+    [nnz], last_page_len [b], k_rope_pos_offset [b], q_rope_position [t], output [t, heads, dim], lse [t,
+    heads], causal, rotary_mode, rope_scale, rope_theta, sm_scale). Rows without keys yield zeros and a
+    log-sum-exp of -5e4.
     """
 
     def body() -> None:
@@ -88,10 +90,11 @@ def paged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
 
 
 def ragged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
-    """Several query tokens per sequence over keys and values that are not in pages yet: those of the chunk itself.
+    """Several query tokens per sequence over keys and values that are not in pages yet: the chunk's own.
 
-    f(q [t, heads, dim], q_indptr [b+1], k [s, kv_heads, dim], v [s, kv_heads, dim], kv_indptr [b+1], q_rope_position [t],
-    k_rope_pos_offset [b], output [t, heads, dim], lse [t, heads], causal, rotary_mode, rope_scale, rope_theta, sm_scale).
+    f(q [t, heads, dim], q_indptr [b+1], k [s, kv_heads, dim], v [s, kv_heads, dim], kv_indptr [b+1],
+    q_rope_position [t], k_rope_pos_offset [b], output [t, heads, dim], lse [t, heads], causal, rotary_mode,
+    rope_scale, rope_theta, sm_scale).
     """
 
     def body() -> None:

@@ -1,7 +1,8 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864) of queries and keys, and the split of a fused projection.
+"""Rotary position embedding (RoFormer, arXiv:2104.09864) of queries and keys, and the split of qkv.
 
-Rotation pairs dimension i with i + half, as Llama and its relatives do; frequencies are computed here once and become
-constants of the kernel, angles are products in float32: both as Hugging Face transformers has them.
+Rotation pairs dimension i with i + half, as Llama and its relatives do; frequencies are computed here once
+and become constants of the kernel, angles are products in float32: both as Hugging Face transformers has
+them.
 """
 
 import math
@@ -23,8 +24,8 @@ from .vector import Buffer, Expr, PrimFunc
 def frequencies(theta: float, dim: int, scaling: Mapping[str, Any] | None = None) -> tuple[float, ...]:
     """Angles per position of the dim/2 pairs, each exactly a float32.
 
-    `scaling` is the model's rope_scaling: absent, {"rope_type": "default"}, "linear" (factor), or "llama3" (factor,
-    low_freq_factor, high_freq_factor, original_max_position_embeddings; Llama 3.1's rule).
+    `scaling` is the model's rope_scaling: absent, {"rope_type": "default"}, "linear" (factor), or "llama3"
+    (factor, low_freq_factor, high_freq_factor, original_max_position_embeddings; Llama 3.1's rule).
 
     Raises:
         UnsupportedError: another rope_type, naming it.
@@ -43,7 +44,8 @@ def frequencies(theta: float, dim: int, scaling: Mapping[str, Any] | None = None
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     context = scaling["original_max_position_embeddings"]
     turns = context * plain.astype(np.float64) / (2 * math.pi)
-    # Fewer turns than `low` over the original context: interpolated; more than `high`: kept; a ramp in between.
+    # Fewer turns than `low` over the original context: interpolated; more than `high`: kept; a ramp in
+    # between.
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return tuple(float(f) for f in ((1 - kept) * plain / factor + kept * plain).astype(np.float32))
 
@@ -51,8 +53,8 @@ def frequencies(theta: float, dim: int, scaling: Mapping[str, Any] | None = None
 def split_rotary(heads: Heads, rates: Sequence[float]) -> PrimFunc:
     """f(qkv [t, heads + 2 kv_heads, dim], position_map int32 [t], q, k, v, apply_rope int64), data float32.
 
-    q [t, heads, dim], k and v [t, kv_heads, dim]. `rates` are the `frequencies` of the rotated dimensions, at most dim/2
-    and a multiple of 8 of them; further dimensions pass through. apply_rope = 0 only splits.
+    q [t, heads, dim], k and v [t, kv_heads, dim]. `rates` are the `frequencies` of the rotated dimensions,
+    at most dim/2 and a multiple of 8 of them; further dimensions pass through. apply_rope = 0 only splits.
     """
     half = len(rates)
     if half % 8 or not 0 < half <= heads.dim // 2:

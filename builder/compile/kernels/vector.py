@@ -91,8 +91,8 @@ def local(dtype: str = "float32", lanes: int = LANES) -> Buffer:
 def fixed(expr: Expr, dtype: str = "int32") -> Expr:
     """A scalar evaluated here, once. TVM's analysis does not look through it, unlike through `T.bind`.
 
-    Bounds with divisions and selections in them otherwise cost the compiler seconds, and the simplifier carries
-    what it knows inside a `Select` into the definitions of the variables that occur there.
+    Bounds with divisions and selections in them otherwise cost the compiler seconds, and the simplifier
+    carries what it knows inside a `Select` into the definitions of the variables that occur there.
     """
     variable = T.alloc_buffer((1,), dtype, scope="local")
     T.buffer_store(variable, expr, [i32(0)])

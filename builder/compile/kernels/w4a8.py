@@ -1,8 +1,8 @@
 """Linear layers with int4 weights and int8 activations: the fast path of quantised models.
 
 y[m, n] = W[n, k] @ x[m, k], with W as `packing` lays it out and x as blocks from `activation`. Products are
-summed exactly in integers within a block of 32 columns and in float32 across blocks. The error against float32
-activations is that of their rounding to int8.
+summed exactly in integers within a block of 32 columns and in float32 across blocks. The error against
+float32 activations is that of their rounding to int8.
 """
 
 from functools import partial
@@ -13,8 +13,8 @@ from tvm.script.ir_builder import tirx as T
 from . import vector as vec
 from .activation import ROW_TILE, WORDS
 from .isa import Isa
-from .vector import Buffer, Expr, PrimFunc
 from .packing import groups_of, packed_shape, scales_shape
+from .vector import Buffer, Expr, PrimFunc
 
 PREFETCH = 4096
 """Bytes a GEMV fetches ahead. One core's hardware prefetchers do not fill the memory's bandwidth alone."""
@@ -28,8 +28,9 @@ def linear(
 ) -> PrimFunc:
     """f(packed uint8, scales, blocks int32 [p, k/32, 10], [residual float32 [m, n],] y float32 [m, n]).
 
-    Shapes of packed and scales: `packing.packed_shape` and `scales_shape`; `scale` is the dtype of the latter.
-    p is 1 for rows=1 and at least `activation.padded_rows(m)` otherwise. The residual is added to the product.
+    Shapes of packed and scales: `packing.packed_shape` and `scales_shape`; `scale` is the dtype of the
+    latter. p is 1 for rows=1 and at least `activation.padded_rows(m)` otherwise. The residual is added to
+    the product.
     """
     if rows not in (None, 1):
         raise ValueError(f"rows must be 1 or None, not {rows}")

@@ -1,7 +1,7 @@
 """Rows of a weight matrix as float32 vectors, whatever the matrix is stored as.
 
-"q4f16" and "q4f32" are MLC's q4f16_1 and q4f32_1 as they lie in the file: q_weight uint32 [n, k/8] (nibbles from the
-low bits up) and q_scale [n, k/32]. "float16" and "float32" are one dense [n, k] tensor.
+"q4f16" and "q4f32" are MLC's q4f16_1 and q4f32_1 as they lie in the file: q_weight uint32 [n, k/8] (nibbles
+from the low bits up) and q_scale [n, k/32]. "float16" and "float32" are one dense [n, k] tensor.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,183 @@
+"""Attention over pages and over a chunk's own keys against numpy, called as TVM's KV cache does."""
+
+import numpy as np
+import pytest
+
+from builder.compile.kernels import attention_state, paged_attention
+from builder.compile.kernels.attention import NO_SCORE, Heads
+from builder.compile.kernels.isa import Isa
+from builder.errors import UnsupportedError
+from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled
+
+# Grouped queries with a group that fills no tile, one query head per key head, and a dimension of odd parts.
+GEOMETRIES = [Heads(2, 6, 32), Heads(1, 4, 64), Heads(3, 3, 80)]
+LENGTHS = [1, 15, 0, 16, 17, 100]
+"""Keys per sequence."""
+
+NO_ROTATION = (0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES, ids=lambda heads: heads.name)
+def heads(request: pytest.FixtureRequest) -> Heads:
+    geometry: Heads = request.param
+    return geometry
+
+
+@pytest.fixture(scope="module")
+def library(isa: Isa, heads: Heads) -> Library:
+    return compiled(
+        isa,
+        {
+            "decode": paged_attention.decode(heads, isa),
+            "paged": paged_attention.paged_prefill(heads, isa),
+            "ragged": paged_attention.ragged_prefill(heads, isa),
+            "merge": attention_state.merge(heads),
+        },
+    )
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def reference(q: Array, k: Array, v: Array, *, causal: bool) -> tuple[Array, Array]:
+    """Softmax attention of one sequence in float64, and its log-sum-exp in base 2."""
+    output, lse = np.zeros(q.shape), np.full(q.shape[:2], NO_SCORE)
+    if not len(k):
+        return output, lse
+    group = q.shape[1] // k.shape[1]
+    for head in range(q.shape[1]):
+        scores = q[:, head].astype(np.float64) @ k[:, head // group].T / np.sqrt(q.shape[2]) * np.log2(np.e)
+        if causal:
+            seen = np.arange(len(k)) <= np.arange(len(q))[:, None] + len(k) - len(q)
+            scores = np.where(seen, scores, -np.inf)
+        peak = scores.max(axis=1, keepdims=True)
+        weights = np.exp2(scores - peak)
+        total = weights.sum(axis=1, keepdims=True)
+        output[:, head] = weights / total @ v[:, head // group]
+        lse[:, head] = (peak + np.log2(total))[:, 0]
+    return output, lse
+
+
+class Cache:
+    """Keys and values of sequences on scattered pages; what no key fills is NaN, which must never be read."""
+
+    def __init__(self, rng: np.random.Generator, heads: Heads, lengths: list[int]) -> None:
+        self.keys = [normal(rng, length, heads.kv, heads.dim) for length in lengths]
+        self.values = [normal(rng, length, heads.kv, heads.dim) for length in lengths]
+        self.indptr = np.cumsum([0] + [-(-length // 16) for length in lengths]).astype(np.int32)
+        count = int(self.indptr[-1])
+        self.order = rng.permutation(count + 3)[:count].astype(np.int32)
+        self.last = np.array([(length - 1) % 16 + 1 if length else 0 for length in lengths], dtype=np.int32)
+        self.pages = np.full((count + 3, 2, heads.kv, 16, heads.dim), np.nan, dtype=np.float32)
+        for sequence, length in enumerate(lengths):
+            for position in range(length):
+                page = self.order[self.indptr[sequence] + position // 16]
+                self.pages[page, 0, :, position % 16] = self.keys[sequence][position]
+                self.pages[page, 1, :, position % 16] = self.values[sequence][position]
+
+    def arguments(self) -> tuple[Array, ...]:
+        return self.pages, self.indptr, self.order, self.last
+
+
+def starts(lengths: list[int]) -> Array:
+    return np.cumsum([0, *lengths]).astype(np.int32)
+
+
+def check(outputs: list[Array], expected: list[tuple[Array, Array]]) -> None:
+    output, lse = outputs
+    np.testing.assert_allclose(output, np.concatenate([part[0] for part in expected]), atol=5e-6)
+    np.testing.assert_allclose(lse, np.concatenate([part[1] for part in expected]), atol=5e-6, rtol=1e-6)
+
+
+def test_decode(library: Library, heads: Heads, rng: np.random.Generator) -> None:
+    """One token per sequence sees all keys of its pages; a sequence without pages gives zeros."""
+    cache, batch = Cache(rng, heads, LENGTHS), len(LENGTHS)
+    q = normal(rng, batch, heads.query, heads.dim)
+    zeros = np.zeros(batch, dtype=np.int32)
+    out = Out(q.shape), Out(q.shape[:2])
+    found = library("decode", q, *cache.arguments(), zeros, zeros, *out, *NO_ROTATION, heads.dim**-0.5)
+    check(
+        found,
+        [reference(q[i : i + 1], cache.keys[i], cache.values[i], causal=False) for i in range(batch)],
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_prefill_onto_history(library: Library, heads: Heads, rng: np.random.Generator, causal: bool) -> None:
+    """Chunks of several sequences see their histories; causal, with their own keys on the pages too."""
+    chunks = [1, 3, 4, 7, 17, 40]
+    lengths = (
+        [max(length, chunk) for length, chunk in zip(LENGTHS, chunks, strict=True)] if causal else LENGTHS
+    )
+    cache, indptr = Cache(rng, heads, lengths), starts(chunks)
+    q = normal(rng, sum(chunks), heads.query, heads.dim)
+    offsets, positions = np.zeros(len(chunks), dtype=np.int32), np.zeros(len(q), dtype=np.int32)
+    out = Out(q.shape), Out(q.shape[:2])
+    found = library(
+        "paged",
+        q,
+        indptr,
+        *cache.arguments(),
+        offsets,
+        positions,
+        *out,
+        int(causal),
+        *NO_ROTATION,
+        heads.dim**-0.5,
+    )
+    check(
+        found,
+        [
+            reference(q[indptr[i] : indptr[i + 1]], cache.keys[i], cache.values[i], causal=causal)
+            for i in range(len(chunks))
+        ],
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_prefill(library: Library, heads: Heads, rng: np.random.Generator, causal: bool) -> None:
+    """Chunks of several sequences see their own keys, each token those up to itself if causal."""
+    lengths = [1, 15, 16, 17, 100]
+    indptr = starts(lengths)
+    q = normal(rng, sum(lengths), heads.query, heads.dim)
+    k, v = (normal(rng, sum(lengths), heads.kv, heads.dim) for _ in range(2))
+    positions, offsets = np.zeros(len(q), dtype=np.int32), np.zeros(len(lengths), dtype=np.int32)
+    out = Out(q.shape), Out(q.shape[:2])
+    found = library(
+        "ragged",
+        q,
+        indptr,
+        k,
+        v,
+        indptr,
+        positions,
+        offsets,
+        *out,
+        int(causal),
+        *NO_ROTATION,
+        heads.dim**-0.5,
+    )
+    parts = [slice(indptr[i], indptr[i + 1]) for i in range(len(lengths))]
+    check(found, [reference(q[part], k[part], v[part], causal=causal) for part in parts])
+
+
+def test_merged_halves_equal_the_whole(library: Library, heads: Heads, rng: np.random.Generator) -> None:
+    """Attention over two halves of the keys merges to that over all; a side without keys changes nothing."""
+    q = normal(rng, 5, heads.query, heads.dim)
+    k, v = (normal(rng, 40, heads.kv, heads.dim) for _ in range(2))
+    sides = [reference(q, k[part], v[part], causal=False) for part in (slice(0, 13), slice(13, 40), slice(0))]
+    one, other, none = ([part.astype(np.float32) for part in side] for side in sides)
+    whole = reference(q, k, v, causal=False)
+    check(library("merge", InOut(one[0]), InOut(one[1]), *other), [whole])
+    check(library("merge", InOut(one[0]), InOut(one[1]), *none), [sides[0]])
+    check(library("merge", InOut(none[0]), InOut(none[1]), *one), [sides[0]])
+
+
+@pytest.mark.parametrize(
+    ("kv", "query", "dim", "named"), [(2, 4, 40, "head_dim 40"), (3, 4, 64, "4 attention heads")]
+)
+def test_geometry_is_checked(kv: int, query: int, dim: int, named: str) -> None:
+    """Head counts and dimensions that the kernels do not cover are refused by name."""
+    with pytest.raises(UnsupportedError, match=named):
+        Heads(kv, query, dim)
