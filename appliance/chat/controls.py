@@ -11,7 +11,8 @@ ordinary text is cut into tokens exactly as without any of this.
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,21 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
+@contextmanager
+def library_errors() -> Iterator[None]:
+    """Turn whatever the tokenizers library raises into `FormatError`.
+
+    Its errors are plain `Exception`, and a damaged file may even make its Rust code panic, which pyo3 raises
+    as a `BaseException` that would end the service.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(f"{TOKENIZER} does not work: {str(error).partition(chr(10))[0]}") from error
+
+
 def renamed(raw: dict[str, Any], names: Mapping[str, str], added: Mapping[str, int]) -> Tokenizer:
     """Return the tokenizer with its control tokens under other names; uses up `raw`.
 
@@ -88,10 +104,8 @@ def renamed(raw: dict[str, Any], names: Mapping[str, str], added: Mapping[str, i
         model["unk_token"] = names[model["unk_token"]]
     # The template alone decides about BOS, and prompts are never cut or padded.
     raw |= {"post_processor": None, "truncation": None, "padding": None}
-    try:
+    with library_errors():
         tokenizer = Tokenizer.from_str(json.dumps(raw))
-    except Exception as error:  # the library raises plain Exception
-        raise FormatError(f"{TOKENIZER} is not a tokenizer: {error}") from error
     for text, name in names.items():
         if (found := tokenizer.token_to_id(name)) != added[text]:
             raise FormatError(f"{TOKENIZER}: added token {text!r} has id {added[text]}, but loads as {found}")

@@ -14,12 +14,12 @@ class Vocabulary:
     """What tokens stand for.
 
     Attributes:
-        pieces: bytes by token id; b"" where an id is not used.
+        pieces: bytes by token id; ids that are not used are absent.
         special: ids of control tokens, which are never part of an answer.
         strips: whether the space that begins a text is not part of it (SentencePiece).
     """
 
-    pieces: tuple[bytes, ...]
+    pieces: Mapping[int, bytes]
     special: frozenset[int]
     strips: bool
 
@@ -54,7 +54,7 @@ class Vocabulary:
             if added["special"]:
                 special.add(added["id"])
         return cls(
-            pieces=tuple(pieces.get(token, b"") for token in range(max(pieces) + 1)),
+            pieces=pieces,
             special=frozenset(special),
             strips=any(_strips(step) for step in decoders),
         )
@@ -121,10 +121,9 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes; "" while a character is unfinished."""
-        vocabulary = self._vocabulary
-        if token_id in vocabulary.special or not 0 <= token_id < len(vocabulary.pieces):
+        if token_id in self._vocabulary.special:
             return ""
-        return self._begin(self._decoder.decode(vocabulary.pieces[token_id]))
+        return self._begin(self._decoder.decode(self._vocabulary.pieces.get(token_id, b"")))
 
     def flush(self) -> str:
         """End the text: U+FFFD if a character stayed unfinished, else ""."""

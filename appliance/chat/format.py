@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from appliance.chat.controls import Controls, renamed
+from appliance.chat.controls import Controls, library_errors, renamed
 from appliance.chat.detokenise import Detokenizer, Vocabulary
 from appliance.domain import Message
 from appliance.errors import InvalidRequestError, ModelLoadError
@@ -120,11 +120,14 @@ class ChatFormat:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for; a special token's own spelling; b"" for an unused id."""
-        pieces = self._vocabulary.pieces
-        return pieces[token_id] if 0 <= token_id < len(pieces) else b""
+        return self._vocabulary.pieces.get(token_id, b"")
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            with library_errors():
+                ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except FormatError as error:
+            raise ModelLoadError(str(error), hint=HINT) from error
         return ids
 
 

@@ -60,6 +60,7 @@ def test_float32_is_widened_from_bfloat16() -> None:
     assert np.array_equal(model.read(entry.name), expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=50))
 def test_bfloat16_rounding(values: list[float]) -> None:
     """Narrowing rounds to nearest, ties to even, as ml_dtypes does; widening is exact."""
@@ -220,7 +221,7 @@ def _spots(value: Any) -> list[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("name", ["tensor-cache.json", "mlc-chat-config.json"])
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_junk_gives_an_error_or_opens(name: str, data: st.DataObject, tmp_path_factory: Any) -> None:
     """Whatever stands anywhere in the JSON: the directory opens, or one of our errors says what is wrong."""

@@ -4,7 +4,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.compile.quantise import dequantise, quantise
@@ -40,6 +40,7 @@ def test_known_words(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
+@settings(deadline=None)
 @given(data=st.data())
 def test_equals_the_definition(dtype: str, data: st.DataObject) -> None:
     """Any weights, also tiny ones and widths that are no multiple of 32, give the defined bits."""
