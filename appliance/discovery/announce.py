@@ -9,8 +9,8 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from appliance import __version__
 from appliance.discovery.hostname import Defender, Watch, candidates, listen, taken, wins
-from appliance.discovery.interfaces import IPAddress, Reach, reach
-from appliance.security.hosts import interface_addresses
+from appliance.discovery.interfaces import Reach, reach
+from appliance.security.hosts import IPAddress, interface_addresses
 
 logger = logging.getLogger(__name__)
 

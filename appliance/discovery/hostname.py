@@ -20,7 +20,7 @@ from zeroconf import (  # type: ignore[attr-defined]  # part of its interface, b
     Zeroconf,
 )
 
-from appliance.discovery.interfaces import IPAddress
+from appliance.security.hosts import IPAddress
 
 # RFC 1035 §3.2.2, §3.2.3; RFC 6762 §5.4 (unicast answers wanted), §10.2 (cache flush), §18.
 TYPE_A, TYPE_AAAA, TYPE_ANY = 1, 28, 255

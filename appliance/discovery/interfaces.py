@@ -2,11 +2,11 @@
 
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 import psutil
 
-IPAddress = IPv4Address | IPv6Address
+from appliance.security.hosts import IPAddress
 
 # Bridges and pairs that container and virtual machine software makes. Nobody looks for Hob there, and an
 # address that only this machine can reach, announced on the LAN, costs every visitor a time-out.

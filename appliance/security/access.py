@@ -15,7 +15,7 @@ OPEN_PREFIXES = ("/static/",)
 API_PREFIXES = ("/v1/",)
 
 # Headers that a proxy adds for the client behind it (RFC 7239 and its predecessors).
-PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 
 
 class Area(Enum):
@@ -73,7 +73,7 @@ def is_local(peer: str | None, headers: Mapping[str, str]) -> bool:
     A request that came through a proxy carries a proxy's headers; its real client is somebody unknown, so
     it needs a session or key like any request from the LAN. A Unix socket has no peer address: not local.
     """
-    if peer is None or any(name in headers for name in PROXY_HEADERS):
+    if peer is None or any(name.startswith(PROXY_HEADERS) for name in headers):
         return False
     try:
         address = ip_address(peer.partition("%")[0])

@@ -12,6 +12,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import psutil
 
+from appliance.errors import SettingsError
+
 IPAddress = IPv4Address | IPv6Address
 
 # RFC 9110 §7.2: uri-host [ ":" port ], narrowed to the names and literals that browsers send.
@@ -52,7 +54,7 @@ class AllowedHosts:
     ) -> None:
         machine = socket.gethostname().lower().removesuffix(".local")
         self._names = {"localhost", machine, f"{machine}.local", f"{name.lower()}.local"}
-        self._names |= {host.lower().removesuffix(".") for host in extra}
+        self._names |= {_own_name(host) for host in extra}
         self._announced = ""
         self._addresses = addresses
         self._clock = clock
@@ -65,20 +67,46 @@ class AllowedHosts:
 
     def allows(self, header: str | None) -> bool:
         """Whether a Host header names this machine. A missing or malformed one does not."""
-        parsed = HOST.fullmatch(header or "")
-        if parsed is None:
+        host = host_name(header)
+        if not host:
             return False
-        host = parsed["name"].lower().removesuffix(".")
-        if host in self._names or (host and host == self._announced):
+        if host in self._names or host == self._announced:
             return True
-        try:
-            address = ip_address(host.strip("[]").partition("%")[0])
-        except ValueError:
-            return False
-        return address.is_loopback or self._own(address)
+        address = _address(host)
+        return address is not None and (address.is_loopback or self._own(address))
 
     def _own(self, address: IPAddress) -> bool:
         if address not in self._known and self._clock() - self._scanned >= RESCAN_SECONDS:
             self._known = self._addresses()
             self._scanned = self._clock()
         return address in self._known
+
+
+def host_name(header: str | None) -> str:
+    """The name or literal in a Host header, in lower case, without port and final dot; "" if malformed."""
+    parsed = HOST.fullmatch(header or "")
+    return parsed["name"].lower().removesuffix(".") if parsed else ""
+
+
+def is_loopback(header: str | None) -> bool:
+    """Whether a Host header names the machine the browser itself runs on."""
+    host = host_name(header)
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> IPAddress | None:
+    try:
+        return ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _own_name(setting: str) -> str:
+    name = host_name(setting)
+    if not name:
+        raise SettingsError(
+            f"allowed_hosts: {setting!r} is not a host name",
+            hint="Write names alone, as in chat.example.org.",
+        )
+    return name

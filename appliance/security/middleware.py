@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.errors import AuthenticationError, HobError, PermissionDeniedError
-from appliance.security import access, body, headers, origin, sessions
+from appliance.security import access, body, headers, hosts, origin, sessions
 from appliance.security.access import Area, Caller
 from appliance.security.gate import Gate
 from appliance.security.keys import bearer
@@ -50,7 +50,7 @@ class SecurityMiddleware:
             return
         connection = HTTPConnection(scope)
         where = access.area(scope["path"])
-        reply = _Reply(send, private=not scope["path"].startswith("/static/"))
+        reply = _Reply(send, connection)
         try:
             self._check_host(connection)
             who = await self._identify(connection, where, reply)
@@ -113,7 +113,7 @@ class SecurityMiddleware:
                 hint="Programs use an API key instead of a browser's session: `hob key add NAME`.",
             )
         if await self.gate.sessions.touch(session):
-            reply.renew(connection, token)
+            reply.renew(token)
         return Caller("owner", str(session.id))
 
     async def _turn_away(
@@ -158,23 +158,28 @@ class SecurityMiddleware:
 class _Reply:
     """`send` that hardens the response's headers, and knows whether a response has started."""
 
-    def __init__(self, send: Send, *, private: bool) -> None:
+    def __init__(self, send: Send, connection: HTTPConnection) -> None:
         self._send = send
-        self._private = private
+        self._connection = connection
         self._cookie: str | None = None
         self.started = False
 
-    def renew(self, connection: HTTPConnection, token: str) -> None:
+    def renew(self, token: str) -> None:
         """Send the session's cookie again, so that its time in the browser starts anew."""
         carrier = Response()
-        sessions.set_cookie(carrier, connection, token)
+        sessions.set_cookie(carrier, self._connection, token)
         self._cookie = carrier.headers["set-cookie"]
 
     async def __call__(self, message: Message) -> None:
         if message["type"] in {"http.response.start", "websocket.http.response.start"}:
             self.started = True
             sent = MutableHeaders(scope=message)
-            headers.harden(sent, private=self._private)
+            headers.harden(
+                sent,
+                private=not self._connection.scope["path"].startswith("/static/"),
+                trustworthy=self._connection.scope["scheme"] in {"https", "wss"}
+                or hosts.is_loopback(self._connection.headers.get("host")),
+            )
             # A handler that sets cookies itself (signing in or out) has the last word.
             if self._cookie is not None and "set-cookie" not in sent:
                 sent.append("set-cookie", self._cookie)

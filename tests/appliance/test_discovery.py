@@ -18,7 +18,8 @@ from appliance.cli.discover import command
 from appliance.discovery import Announcer, Found
 from appliance.discovery.announce import instance, properties
 from appliance.discovery.hostname import Defender, candidates, wins
-from appliance.discovery.interfaces import IPAddress, Reach, reach
+from appliance.discovery.interfaces import Reach, reach
+from appliance.security.hosts import IPAddress
 from tests.appliance.lan import Lan, Machine, a_lan, missing, python, wait_for
 
 REASON = missing()

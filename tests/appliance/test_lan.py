@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +115,65 @@ def test_another_machine_gets_in_by_session_or_key_alone(lan: Lan, data_dir: Pat
         out = visit(visitor, "POST", f"{base}/logout", headers={**browser, **session})
         assert out.status == 303
         assert visit(visitor, "GET", f"{base}/", headers={**browser, **session}).status == 303
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# Two people with a browser each: one makes the Hob theirs and asks something, the other has no password.
+BROWSE = """
+import sys
+from playwright.sync_api import sync_playwright
+
+base, code, chromium = sys.argv[1:]
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    owner = browser.new_page()
+    complaints = []
+    owner.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    owner.goto(base)
+    print(owner.url.removeprefix(base))
+    owner.get_by_label("Code").fill(code)
+    owner.get_by_label("password").fill("a long password")
+    owner.get_by_role("button", name="Make it mine").click()
+    owner.get_by_label("Message").fill("Who are you?")
+    owner.get_by_role("button", name="Send").click()
+    owner.wait_for_url(base + "/chats/1*")
+    print(owner.url.removeprefix(base).partition("#")[0])
+    guest = browser.new_page()
+    guest.goto(base + "/chats/1")
+    print(guest.url.removeprefix(base))
+    guest.get_by_label("Password").fill("a wrong password")
+    guest.get_by_role("button", name="Sign in").click()
+    print(guest.get_by_role("alert").inner_text())
+    guest.get_by_label("Password").fill("a long password")
+    guest.get_by_role("button", name="Sign in").click()
+    guest.wait_for_url(base + "/chats/1")
+    owner.goto(base + "/settings")
+    owner.get_by_role("button", name="Sign out").click()
+    owner.wait_for_url(base + "/login")
+    print(complaints)
+    browser.close()
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_browsers_on_the_lan_set_up_and_sign_in(lan: Lan, data_dir: Path) -> None:
+    """What real browsers send with forms and fetches over plain http passes; the policy breaks no page."""
+    assert CHROMIUM
+    server, visitor = lan.machine(), lan.machine()
+    with serving(server, data_dir, "--lan") as log:
+        wait_for("the code on the console", lambda: "this code: " in log.read_text())
+        code = re.search(r"this code: (\S+)", log.read_text())
+        assert code is not None
+        told = visitor.run(*python(BROWSE, f"http://{server.address}:8080", code[1], CHROMIUM), timeout=120)
+    assert told.splitlines() == [
+        "/setup",
+        "/chats/1",
+        "/login?next=/chats/1",
+        "The password is not right.",
+        "[]",
+    ]
 
 
 def test_two_hobs_are_found_under_two_names(lan: Lan, data_dir: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from appliance.errors import RateLimitError
+from appliance.errors import RateLimitError, SettingsError
 from appliance.security.access import LOCAL, NOBODY, Area, Caller, admits, area, is_local, local_path
 from appliance.security.hosts import AllowedHosts, IPAddress, interface_addresses
 from appliance.security.origin import foreign, proven_own
@@ -82,6 +82,13 @@ def test_own_names_are_answered(header: str) -> None:
 def test_foreign_and_malformed_hosts_are_not(header: str | None) -> None:
     """A name that is not ours, or that another reader may take for ours, is refused."""
     assert not hosts("192.0.2.2").allows(header)
+
+
+def test_settings_name_hosts() -> None:
+    """Names may be written with a port; what is no name is refused by name."""
+    assert hosts(extra=("Chat.example.org:8443",)).allows("chat.example.org")
+    with pytest.raises(SettingsError, match="http://chat"):
+        hosts(extra=("http://chat.example.org",))
 
 
 def test_the_announced_name_counts_while_it_is_announced() -> None:
@@ -179,7 +186,7 @@ def test_everything_else_is_not_local(peer: str | None) -> None:
     assert not is_local(peer, {})
 
 
-@pytest.mark.parametrize("header", ["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-real-ip", "via"])
+@pytest.mark.parametrize("header", ["forwarded", "x-forwarded-for", "x-forwarded-port", "x-real-ip", "via"])
 def test_a_proxy_on_this_machine_is_not_local(header: str) -> None:
     """Whoever stands behind a proxy is unknown, whatever the header claims."""
     assert not is_local("127.0.0.1", {header: "127.0.0.1"})
