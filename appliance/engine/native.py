@@ -319,7 +319,7 @@ def footprint(metadata: Mapping[str, Any]) -> Footprint:
 
 
 def fit(name: str, need: Footprint, *, available: int, context: int, max_sequences: int) -> int:
-    """How many sequences of `context` tokens, at most `max_sequences`, fit `available` bytes beside the weights.
+    """How many sequences of `context` tokens fit `available` bytes with the weights: at most `max_sequences`.
 
     Raises:
         ModelLoadError: not even one does; the message has the numbers.
@@ -382,7 +382,7 @@ def read_into(model: MLCDirectory, entry: TensorEntry, out: npt.NDArray[Any]) ->
     buffer = out if direct else np.empty(entry.shape, stored)
     with (model.path / entry.shard).open("rb", buffering=0) as file:
         file.seek(entry.offset)
-        view = memoryview(buffer.reshape(-1).view(np.uint8))
+        view = buffer.reshape(-1).view(np.uint8).data
         while view:
             if not (count := file.readinto(view)):
                 raise ModelLoadError(f"{model.path / entry.shard} is shorter than its description")

@@ -33,8 +33,9 @@ def compile_model(
 ) -> Path:
     """Compile the model in `directory`; return the library's path inside `cache`.
 
-    Returns at once when a valid library is there; replaces a damaged one. Several processes may ask for the same
-    library at the same time: one compiles, the others wait for it. A library appears complete or not at all.
+    Returns at once when a valid library is there; replaces a damaged one. Several processes may ask for the
+    same library at the same time: one compiles, the others wait for it. A library appears complete or not
+    at all.
 
     Args:
         progress: called with the step's name and the share of all work done, 0 to 1.

@@ -1,7 +1,7 @@
 """Compiled model libraries on disk: what identifies one, its manifest, and when it is refused.
 
-A library is native code. It is loaded only if the manifest beside it names this very model structure, target and
-compiler, and its SHA-256 is the file's.
+A library is native code. It is loaded only if the manifest beside it names this very model structure, target
+and compiler, and its SHA-256 is the file's.
 """
 
 import hashlib

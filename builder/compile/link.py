@@ -1,41 +1,45 @@
 """Links the compiler's object files into a shared library, with whatever linker the machine has.
 
-No C compiler and no C library is needed: model libraries refer only to symbols that TVM's runtime provides when
-it loads them.
+No C compiler and no development files are needed: a model library refers only to symbols that are there when it
+is loaded, those of TVM's runtime and of the C library that Python itself runs on.
 """
 
 import importlib.util
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from builder.errors import BuildError, ToolMissingError
 
-# Linkers that take `-shared -o OUT FILES`, in order of preference.
-LINKERS = ("ld.lld", "ld", "gcc", "clang", "cc")
+
+def linkers(platform: str = sys.platform) -> Iterator[list[str]]:
+    """The linkers of this machine, best first: commands that take `-shared -o LIBRARY OBJECTS`."""
+    if platform == "darwin":
+        commands = [["clang", "-undefined", "dynamic_lookup"]]
+    else:
+        commands = [["ld.lld"], ["ld"], *([name, "-nostdlib"] for name in ("gcc", "clang", "cc"))]
+    for name, *flags in commands:
+        if path := shutil.which(name):
+            yield [path, *flags]
+    # A wheel of the Zig compiler carries LLVM's linker.
+    if platform != "darwin" and importlib.util.find_spec("ziglang") is not None:
+        yield [sys.executable, "-m", "ziglang", "ld.lld"]
 
 
 def find_linker() -> list[str]:
-    """The command that links on this machine, without its arguments.
+    """The best linker of this machine.
 
     Raises:
         ToolMissingError: there is none; the hint says what to install.
     """
+    for command in linkers():
+        return command
     if sys.platform == "darwin":
-        if clang := shutil.which("clang"):
-            return [clang, "-undefined", "dynamic_lookup"]
-    else:
-        for name in LINKERS:
-            if path := shutil.which(name):
-                return [path, "-nostdlib"] if name in ("gcc", "clang", "cc") else [path]
-    if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc", "-nostdlib", "-Wl,-undefined,dynamic_lookup"][
-            : None if sys.platform == "darwin" else -1
-        ]
+        raise ToolMissingError("no linker found: there is no clang", hint="Run `xcode-select --install`.")
     raise ToolMissingError(
-        "no linker found: neither ld.lld nor ld, nor the Python package ziglang",
+        "no linker found: neither ld.lld, ld, a C compiler nor the Python package ziglang",
         hint="Run `pip install ziglang`, or install your system's binutils or lld package.",
     )
 

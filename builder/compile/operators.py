@@ -1,8 +1,8 @@
 """The seam between a model's graph and the kernels: what a family may ask for, and who computes it.
 
-Activations are float32 rows `[m, k]`. `prepare` turns them into what the following matrix reads, with the norm
-or SiLU before it folded in; `linear` multiplies. Kernels for one row and for many differ; which one is meant
-follows from the shape: a first dimension that is the constant 1, or a symbol.
+Activations are float32 rows `[m, k]`. `prepare` turns them into what the following matrix reads, with the
+norm or SiLU before it folded in; `linear` multiplies. Kernels for one row and for many differ; which one is
+meant follows from the shape: a first dimension that is the constant 1, or a symbol.
 """
 
 from typing import Any, Literal, Protocol
@@ -12,6 +12,7 @@ from tvm import relax, tirx
 from builder.compile.families.parameters import Matrix, Step, Tensor
 from builder.compile.kernels import activation, embedding, exact, packing, w4a8
 from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.vector import BLOCK
 
 Expr = Any  # tvm.relax.Expr; TVM has no type information
 Kernel = Any  # tvm.tirx.PrimFunc
@@ -121,7 +122,7 @@ class Int8Operators:
         else:
             kernel = activation.quantise(k, rows=one(rows))
         padded = one(rows) or activation.padded_rows(rows)
-        shape = (padded, k // activation.vec.BLOCK, activation.WORDS)
+        shape = (padded, k // BLOCK, activation.WORDS)
         return call(bb, kernel, [x] if norm is None else [x, norm], shape, "int32")
 
     def normalise(self, bb: Any, x: Expr, norm: Expr) -> Expr:

@@ -1,1 +1,1 @@
-"""Model families: one file each with its shapes, weight names and graph; `blocks.py` holds what they share."""
+"""Model families: one file each with its shapes, weight names and graph; other files hold what they share."""

@@ -4,7 +4,7 @@
 
     embed(int32 [n], P) -> [n, h]
     prefill([1, n, h], kv, P), decode([1, 1, h], kv, P) -> ([1, 1, V], kv), logits of the last position
-    batch_prefill([1, n, h], logit_positions int32 [b], kv, P) -> ([1, b, V], kv), logits of the positions asked for
+    batch_prefill([1, n, h], logit_positions int32 [b], kv, P) -> ([1, b, V], kv), logits of those positions
     batch_decode([b, 1, h], kv, P) -> ([b, 1, V], kv)
     batch_verify([1, n, h], kv, P) -> ([1, n, V], kv)
     each of the five with _to_last_hidden_states: the normalised states of all positions instead of logits

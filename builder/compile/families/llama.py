@@ -1,4 +1,4 @@
-"""The Llama family: Llama 2 and 3.x with their rope scaling, and models of the same graph (SmolLM2, TinyLlama).
+"""The Llama family: Llama 2 and 3.x with rope scaling, and models of the same graph (SmolLM2, TinyLlama).
 
 RMSNorm, rotary grouped-query attention, SiLU-gated MLP; the output matrix may be the embedding's.
 """
@@ -40,7 +40,7 @@ class LlamaShape:
         head_dim = _positive(config, "head_dim") if config.get("head_dim") else hidden // heads
         if heads % kv_heads:
             raise FormatError(
-                f"model_config: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+                f"model_config: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
             )
         scaling = dict(config.get("rope_scaling") or {})
         if scaling and scaling.get("rope_type") != "llama3":

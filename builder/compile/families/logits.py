@@ -1,4 +1,4 @@
-"""Kernels that MLC's libraries export by plain name: they change logits and copy rows in place, on one thread.
+"""Kernels that MLC's libraries export by plain name: change logits in place and copy rows, on one thread.
 
 Signatures follow MLC-LLM's; its server calls them between forward passes. Indices are not checked.
 """
@@ -42,8 +42,9 @@ def apply_penalty(vocab: int) -> Kernel:
     """f(logits [b, vocab], rows int32 [s], sequence int32 [n], token int32 [n], count int32 [n],
     penalties float32 [s, 3]).
 
-    A token that occurred `count` times in `sequence` loses presence + count·frequency; what remains is divided
-    by the repetition penalty, or multiplied where it is negative. Columns: presence, frequency, repetition.
+    A token that occurred `count` times in `sequence` loses presence + count·frequency; what remains is
+    divided by the repetition penalty, or multiplied where it is negative. The columns of `penalties` are
+    presence, frequency, repetition.
     """
 
     def body() -> None:

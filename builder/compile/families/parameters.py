@@ -1,8 +1,8 @@
 """Which weights a model has on disk, and how a CPU library wants them in memory.
 
-On disk a linear layer is MLC's (`q_weight` and `q_scale`, or `weight`); a library may compute from packed forms
-of them. The table of packing steps travels in the library's metadata and names the library's own kernels, so
-the loader needs no knowledge of layouts.
+On disk a linear layer is MLC's (`q_weight` and `q_scale`, or `weight`); a library may compute from packed
+forms of them. The table of packing steps travels in the library's metadata and names the library's own
+kernels, so the loader needs no knowledge of layouts.
 """
 
 from collections.abc import Callable
