@@ -37,6 +37,10 @@ class Vocabulary:
             raise FormatError(f"tokenizer.json: decoder: {found} is not supported")
         spaces = [(step["replacement"], " ") for step in decoders if step["type"] == "Metaspace"]
         spaces += [(s["pattern"]["String"], s["content"]) for s in decoders if s["type"] == "Replace"]
+        for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
+            # Besides changing the text, a prefix that the merges lack makes the library abort the process.
+            if raw["model"].get(affix):
+                raise FormatError(f"tokenizer.json: model.{affix} is not supported")
         tokens = _tokens(raw["model"])
         pieces: dict[int, bytes] = {}
         for text, token in tokens.items():

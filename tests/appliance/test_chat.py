@@ -325,7 +325,12 @@ def test_template_refuses(llama2: ChatFormat) -> None:
         ("tokenizer.json", lambda t: t.update(decoder=None), "decoder: none"),
         ("tokenizer.json", lambda t: t.update(decoder={"type": "WordPiece"}), "WordPiece"),
         ("tokenizer.json", lambda t: t["model"].update(merges=7), "does not work"),
-        ("tokenizer.json", lambda t: t["model"].update(continuing_subword_prefix="##"), "does not work"),
+        (
+            "tokenizer.json",
+            lambda t: t["model"].update(continuing_subword_prefix="##"),
+            "subword_prefix is not",
+        ),
+        ("tokenizer.json", lambda t: t.update(pre_tokenizer={"type": "Delimiter"}), "does not work"),
         ("tokenizer.json", lambda t: t["added_tokens"][0].update(id=5), "has id 5, but loads as"),
         ("tokenizer_config.json", lambda t: t.update(chat_template="{% if %}"), "line 1"),
         ("mlc-chat-config.json", lambda t: t.update(conv_template=None), "neither a chat template nor"),
