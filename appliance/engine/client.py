@@ -189,8 +189,9 @@ class EngineClient(Engine):
             EngineUnavailableError: it does not yet; trying goes on until `close`.
         """
         assert self._keeper is None
-        self._keeper = asyncio.create_task(self._keep(), name="engine")
-        self._keeper.add_done_callback(_log_defect)
+        if not self._closed:
+            self._keeper = asyncio.create_task(self._keep(), name="engine")
+            self._keeper.add_done_callback(_log_defect)
         await self._ready()
 
     async def load(self, model: ModelRef) -> None:

@@ -52,6 +52,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._runner = Runner(load, self._reply)
         self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._talks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
 
     @contextlib.asynccontextmanager
@@ -63,13 +64,17 @@ class Server:
         finally:
             for writer in self._writers.values():
                 writer.transport.abort()
+            if self._talks:
+                await asyncio.wait(self._talks)
             if not self._runner.stop(STOP_TIMEOUT):
                 log.error("a step does not end; leaving without it")
                 os._exit(1)  # an orderly exit would tear the runtime down under the running step
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client until it goes away or sends what is not a message; then cancel its requests."""
-        client = next(self._numbers)
+        client, task = next(self._numbers), asyncio.current_task()
+        assert task
+        self._talks.add(task)
         self._writers[client] = writer
         try:
             while (body := await wire.read_frame(reader)) is not None:
@@ -84,6 +89,7 @@ class Server:
         except ConnectionError as error:
             log.info("connection %d is gone: %s", client, error)
         finally:
+            self._talks.remove(task)
             del self._writers[client]
             self._runner.forget(client)
             writer.transport.abort()
@@ -124,20 +130,6 @@ class Server:
             writer.transport.abort()
 
 
-@contextlib.asynccontextmanager
-async def inherited(server: Server, fd: int, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Talk to the client at the other end of `fd`; `stop` is set when it goes.
-
-    Its end closes when the service ends, however it ends, so no engine is ever left behind.
-    """
-    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=fd))
-    talk = asyncio.create_task(server.talk(reader, writer))
-    talk.add_done_callback(lambda _: stop.set())
-    yield
-    talk.cancel()
-    await asyncio.wait([talk])
-
-
 def bind(path: Path) -> socket.socket:
     """A socket bound to `path` that only this user can reach; takes the place of a dead engine's file.
 
@@ -173,7 +165,10 @@ async def run(load: Loader, *, fd: int | None, path: Path | None) -> None:
     server = Server(load)
     async with server.running(), contextlib.AsyncExitStack() as stack:
         if fd is not None:
-            await stack.enter_async_context(inherited(server, fd, stop))
+            # Its other end closes when the service ends, however it ends: no engine is ever left behind.
+            streams = await asyncio.open_unix_connection(sock=socket.socket(fileno=fd))
+            talk = asyncio.create_task(server.talk(*streams))
+            talk.add_done_callback(lambda _: stop.set())
         if path is not None:
             listener = await asyncio.start_unix_server(server.talk, sock=bind(path))
             stack.callback(path.unlink, missing_ok=True)
