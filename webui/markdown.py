@@ -7,6 +7,7 @@ browser fetch anything: images become links.
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from typing import Any, Final
 
@@ -139,8 +140,9 @@ def _lines(text: str) -> str:
     return text.replace("\r", "")
 
 
+@lru_cache(maxsize=256)
 def render(text: str) -> Markup:
-    """The whole of `text` as HTML: one element per top-level block."""
+    """The whole of `text` as HTML: one element per top-level block. Recent results are kept."""
     env: dict[str, Any] = {}
     blocks = _blocks(_parser.parse(_lines(text), env))
     return Markup("".join(_html(block, env) for block in blocks))  # noqa: S704  nh3 has cleaned it

@@ -89,6 +89,7 @@ class Composer:
         action: where a message is posted.
         models: what the picker offers; the picker is shown when there is a choice.
         stop: where the running answer is stopped, or None when nothing runs.
+        notice: why an answer would have to wait; empty when it would not.
         draft: text to start with.
         problem: why the last message was not accepted; empty when it was.
         hint: the next step after a problem.
@@ -97,6 +98,7 @@ class Composer:
     action: str
     models: Sequence[ModelChoice]
     stop: str | None = None
+    notice: str = ""
     draft: str = ""
     problem: str = ""
     hint: str = ""

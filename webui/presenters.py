@@ -7,6 +7,7 @@ from typing import Final
 
 from appliance.domain import ModelCard
 from appliance.store import ApiKey, Chat, SearchHit, StoredMessage
+from appliance.system import Health
 from webui.markdown import render
 from webui.pages import ChatGroup, ChatLink, Composer, Hit, KeyRow, ModelChoice, ModelRow, Sidebar, Turn
 
@@ -42,6 +43,7 @@ def composer(
     chosen: str,
     chat_id: int | None = None,
     running: StoredMessage | None = None,
+    notice: str = "",
     draft: str = "",
     problem: str = "",
     hint: str = "",
@@ -51,10 +53,21 @@ def composer(
         action="/chats" if chat_id is None else f"/chats/{chat_id}/messages",
         models=[ModelChoice(card.name, card.name == chosen) for card in cards if not card.problem],
         stop=None if running is None else f"/chats/{running.chat_id}/messages/{running.id}/stop",
+        notice=notice,
         draft=draft,
         problem=problem,
         hint=hint,
     )
+
+
+def notice(health: Health) -> str:
+    """What stands above the form while no answer can be given at once; empty when all is well."""
+    if health.status == "ok":
+        return ""
+    reason = f" ({health.reason.rstrip('.')})" if health.reason else ""
+    if health.status == "starting":
+        return f"Hob is waking up{reason}. You may ask already; the answer comes when it is awake."
+    return f"Hob cannot answer{reason}."
 
 
 def turn(message: StoredMessage, last: bool) -> Turn:

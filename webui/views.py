@@ -1,15 +1,18 @@
 """The pages' routes. Forms are posted and answered with a redirect, so everything works without JavaScript.
 
-Who may enter, and whether a form comes from one of our own pages, is decided before these handlers run.
+Who may enter, and whether a form comes from one of our own pages, is decided before these handlers run. The
+errors they raise are shown as pages by the application, with `error_page`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime
-from functools import wraps
 from typing import Final, Protocol, cast
 
+import anyio.to_thread
 import segno
 from markupsafe import Markup
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -24,14 +27,23 @@ from appliance.models import Models
 from appliance.security import caller
 from appliance.security.keys import add_key
 from appliance.store import Store, StoredMessage
+from appliance.system import Readiness
 from webui import live, presenters
 from webui.assets import Assets
 from webui.pages import ChatPage, ErrorPage, HomePage, Page, SearchPage, SettingsPage, Sidebar
 from webui.rendering import to_html
 
 LISTED: Final = 200  # chats in the sidebar; search finds the others
+PATIENCE: Final = 0.25  # seconds that a page waits to hear how the engine is
 
-Handler = Callable[[Request], Awaitable[Response]]
+
+class RowConvertor(IntegerConvertor):
+    """`{name:row}` in an address: an id as SQLite has them, 64 bits at most; others lead nowhere."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("row", RowConvertor())
 
 
 class Service(Protocol):
@@ -41,6 +53,7 @@ class Service(Protocol):
     store: Store
     models: Models
     inference: Inference
+    readiness: Readiness
 
 
 def service(request: Request) -> Service:
@@ -67,19 +80,6 @@ def _sentence(message: str) -> str:
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
-def _page(handler: Handler) -> Handler:
-    """Show errors made for people as pages."""
-
-    @wraps(handler)
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except HobError as error:
-            return error_page(request, error)
-
-    return handle
-
-
 async def _fields(request: Request) -> dict[str, str]:
     """The text fields of a form, lines ended by a newline alone; files are not among them."""
     async with request.form(max_files=0, max_fields=10) as form:
@@ -102,10 +102,18 @@ def _choose(models: Models, wanted: str) -> tuple[Sequence[ModelCard], str, Mode
     return cards, wanted or models.default, None
 
 
+async def _notice(request: Request) -> str:
+    """Why an answer would have to wait, or "" where it would not."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return presenters.notice(await service(request).readiness.health())
+    except TimeoutError:
+        return ""  # busy with a long prompt: slow, but well
+
+
 # Conversations
 
 
-@_page
 async def home(request: Request) -> Response:
     """GET /: a new chat."""
     return await _home(request)
@@ -118,6 +126,7 @@ async def _home(
     form = presenters.composer(
         cards,
         chosen,
+        notice=await _notice(request),
         draft=draft,
         problem=_sentence(error.message) if error else "",
         hint=error.hint if error else "",
@@ -131,7 +140,6 @@ async def _home(
     return render(request, page, error.status if error else 200)
 
 
-@_page
 async def chat(request: Request) -> Response:
     """GET /chats/{chat}: a conversation."""
     return await _chat(request, request.path_params["chat"])
@@ -150,6 +158,7 @@ async def _chat(
         chosen,
         chat_id,
         running,
+        notice=await _notice(request),
         draft=draft,
         problem=_sentence(error.message) if error else "",
         hint=error.hint if error else "",
@@ -160,7 +169,7 @@ async def _chat(
         id=chat_id,
         title=row.title,
         note=card.note if card else "",
-        turns=presenters.turns(thread),
+        turns=await anyio.to_thread.run_sync(presenters.turns, thread),  # a long chat takes a while
         refresh=None if running is None else _again(request, running),
     )
     return render(request, page, error.status if error else 200)
@@ -176,7 +185,6 @@ def _again(request: Request, running: StoredMessage) -> str:
     return f"/chats/{running.chat_id}?look={look}#m{running.id}"
 
 
-@_page
 async def ask(request: Request) -> Response:
     """POST /chats and POST /chats/{chat}/messages: a question; leads to its answer.
 
@@ -196,7 +204,6 @@ async def ask(request: Request) -> Response:
     return _to_message(generation.chat_id, generation.message_id)
 
 
-@_page
 async def stop(request: Request) -> Response:
     """POST …/messages/{message}/stop: end a running answer, from any device."""
     message = await _message(request)
@@ -204,7 +211,6 @@ async def stop(request: Request) -> Response:
     return _to_message(message.chat_id, message.id)
 
 
-@_page
 async def regenerate(request: Request) -> Response:
     """POST …/messages/{message}/regenerate: answer the same question again."""
     message = await _message(request)
@@ -212,7 +218,6 @@ async def regenerate(request: Request) -> Response:
     return _to_message(generation.chat_id, generation.message_id)
 
 
-@_page
 async def events(request: Request) -> Response:
     """GET …/messages/{message}/events: the answer as it is written; see `live`."""
     message = await _message(request)
@@ -222,7 +227,6 @@ async def events(request: Request) -> Response:
     return live.EventStream(live.events(service(request).inference, service(request).store, message, offset))
 
 
-@_page
 async def rename(request: Request) -> Response:
     """POST /chats/{chat}/rename: another title."""
     chat_id: int = request.path_params["chat"]
@@ -233,7 +237,6 @@ async def rename(request: Request) -> Response:
     return RedirectResponse(f"/chats/{chat_id}", 303)
 
 
-@_page
 async def delete(request: Request) -> Response:
     """POST /chats/{chat}/delete: for good; answers under way end first."""
     chat_id: int = request.path_params["chat"]
@@ -244,7 +247,6 @@ async def delete(request: Request) -> Response:
     return RedirectResponse("/", 303)
 
 
-@_page
 async def search(request: Request) -> Response:
     """GET /search?q=: chats by their titles and messages."""
     query = request.query_params.get("q", "").strip()
@@ -276,7 +278,6 @@ def _to_message(chat_id: int, message_id: int) -> Response:
 # Settings
 
 
-@_page
 async def settings(request: Request) -> Response:
     """GET /settings: addresses, models, API keys."""
     return render(request, await _settings(request))
@@ -316,7 +317,6 @@ def _qr(text: str) -> Markup:
     return Markup(svg)  # noqa: S704  made by segno from an address of ours
 
 
-@_page
 async def make_key(request: Request) -> Response:
     """POST /settings/keys: a new API key, shown in the answer and never again."""
     store = service(request).store
@@ -324,7 +324,6 @@ async def make_key(request: Request) -> Response:
     return render(request, await _settings(request, new_key=secret), 201)
 
 
-@_page
 async def revoke_key(request: Request) -> Response:
     """POST /settings/keys/{key}/revoke: the key stops working at once."""
     store = service(request).store
@@ -334,20 +333,20 @@ async def revoke_key(request: Request) -> Response:
 
 def routes() -> list[BaseRoute]:
     """Everything under / that people see, and the static files."""
-    message = "/chats/{chat:int}/messages/{message:int}"
+    message = "/chats/{chat:row}/messages/{message:row}"
     return [
         Route("/", home, methods=["GET"]),
         Route("/chats", ask, methods=["POST"]),
-        Route("/chats/{chat:int}", chat, methods=["GET"]),
-        Route("/chats/{chat:int}/messages", ask, methods=["POST"]),
-        Route("/chats/{chat:int}/rename", rename, methods=["POST"]),
-        Route("/chats/{chat:int}/delete", delete, methods=["POST"]),
+        Route("/chats/{chat:row}", chat, methods=["GET"]),
+        Route("/chats/{chat:row}/messages", ask, methods=["POST"]),
+        Route("/chats/{chat:row}/rename", rename, methods=["POST"]),
+        Route("/chats/{chat:row}/delete", delete, methods=["POST"]),
         Route(f"{message}/events", events, methods=["GET"]),
         Route(f"{message}/stop", stop, methods=["POST"]),
         Route(f"{message}/regenerate", regenerate, methods=["POST"]),
         Route("/search", search, methods=["GET"]),
         Route("/settings", settings, methods=["GET"]),
         Route("/settings/keys", make_key, methods=["POST"]),
-        Route("/settings/keys/{key:int}/revoke", revoke_key, methods=["POST"]),
+        Route("/settings/keys/{key:row}/revoke", revoke_key, methods=["POST"]),
         Mount("/static", Assets(), name="static"),
     ]

@@ -173,7 +173,7 @@ def test_a_refused_question_stays_in_the_form(desk: Desk, site: Site) -> None:
     ask(other, "Second")
     expect(other.get_by_role("alert")).to_contain_text("still being answered")
     expect(other.get_by_label("Message")).to_have_value("Second")
-    desk.complaints.clear()  # the browser reports the status 400
+    desk.complaints.clear()  # the browser reports the status 409
 
 
 def test_a_service_that_is_gone_loses_no_text(desk: Desk) -> None:

@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from webui.markdown import HIGHLIGHT_LIMIT, LiveMarkdown, render
@@ -106,6 +106,7 @@ def elements(html: str) -> list[str]:
 documents = st.lists(st.sampled_from(LINES), max_size=14).map("\n".join)
 
 
+@settings(deadline=None)
 @given(documents, st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_pieces_give_the_same_page_as_the_whole(text: str, sizes: list[int]) -> None:
     """A page that applies every tail shows what it would show had the text come at once, at every step."""
@@ -121,6 +122,7 @@ def test_pieces_give_the_same_page_as_the_whole(text: str, sizes: list[int]) -> 
         begin, step = end, step + 1
 
 
+@settings(deadline=None)
 @given(documents, st.integers(0, 200))
 def test_a_page_may_begin_anywhere(text: str, offset: int) -> None:
     """A page made of a text's beginning needs only the tail of the rest."""
@@ -132,6 +134,7 @@ def test_a_page_may_begin_anywhere(text: str, offset: int) -> None:
     assert page == elements(render(text))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_html_is_always_balanced(text: str) -> None:
     """Whatever the text, every element is closed and nothing stands outside the blocks."""

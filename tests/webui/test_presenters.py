@@ -7,6 +7,7 @@ import pytest
 
 from appliance.domain import FinishReason, ModelCard, Role, Timings
 from appliance.store import ApiKey, Chat, SearchHit, State, StoredMessage
+from appliance.system import Health
 from webui import presenters
 from webui.pages import ModelChoice
 
@@ -73,6 +74,23 @@ def test_a_running_answer_can_be_stopped() -> None:
     """The form knows where."""
     form = presenters.composer([], "a", 3, message(state="running", number=9))
     assert (form.action, form.stop) == ("/chats/3/messages", "/chats/3/messages/9/stop")
+
+
+@pytest.mark.parametrize(
+    ("health", "shown"),
+    [
+        (Health("ok", "m", "never shown"), ""),
+        (
+            Health("starting", "m", "m is being loaded"),
+            "Hob is waking up (m is being loaded). You may ask already; the answer comes when it is awake.",
+        ),
+        (Health("failed", "m", "no such model."), "Hob cannot answer (no such model)."),
+        (Health("failed", "m"), "Hob cannot answer."),
+    ],
+)
+def test_the_page_says_why_answers_wait(health: Health, shown: str) -> None:
+    """Silent when all is well; else the state and its reason."""
+    assert presenters.notice(health) == shown
 
 
 def test_a_conversation_hides_system_messages() -> None:

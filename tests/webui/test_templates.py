@@ -46,7 +46,12 @@ SAMPLES: list[pages.Page] = [
     pages.ErrorPage(503, "The engine is starting.", "Try again in a second."),
     pages.HomePage(pages.Sidebar([]), pages.Composer("/chats", []), "", ()),
     pages.HomePage(SIDEBAR, pages.Composer("/chats", ONE), "A guide.", ("What is Hob?", 'Say "hi"')),
-    pages.HomePage(SIDEBAR, pages.Composer("/chats", TWO, None, "<dr\naft>", "Too long.", "Cut it."), "", ()),
+    pages.HomePage(
+        SIDEBAR,
+        pages.Composer("/chats", TWO, None, "Hob is waking up.", "<dr\naft>", "Too long.", "Cut it."),
+        "",
+        (),
+    ),
     pages.ChatPage(SIDEBAR, pages.Composer("/chats/3/messages", ONE), 3, "Bread & <b>", "", TURNS, None),
     pages.ChatPage(
         SIDEBAR,

@@ -144,20 +144,20 @@ function merge(page, response) {
   document.title = page.title;
 
   const [mine, theirs] = [$("#composer"), $("#composer", page)];
-  for (const part of [".alert", ".tools"]) $(part, mine).replaceWith($(part, theirs));
+  for (const part of [".notice", ".alert", ".tools"]) $(part, mine).replaceWith($(part, theirs));
   mine.action = theirs.action;
   if (response.ok) field().value = $("#text", theirs).value;
   grow();
   if (response.ok && response.url !== location.href.split("#")[0]) history.pushState(null, "", response.url);
+  shown = location.pathname;
   enliven();
   if (response.ok) toEnd();
   if (!coarse.matches) field().focus({ preventScroll: true });
 }
 
 // A step back may lead to a page that was merged away: load it.
-addEventListener("popstate", (event) => {
-  if (!location.hash && !event.state) location.reload();
-});
+let shown = location.pathname;
+addEventListener("popstate", () => location.pathname !== shown && location.reload());
 
 document.addEventListener("submit", (event) => {
   if (!event.target.matches("[data-live]")) return;
@@ -180,7 +180,8 @@ async function copy(text) {
 }
 
 function addCopyButtons(within) {
-  for (const figure of within.querySelectorAll(".code:not(:has(.copy))")) {
+  for (const figure of within.querySelectorAll(".code")) {
+    if ($(".copy", figure)) continue;
     const button = document.createElement("button");
     button.type = "button";
     button.className = "button copy";
@@ -255,6 +256,17 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// ---- While Hob is waking up, look every now and then whether it is awake.
+
+async function awaken() {
+  if (!$(".notice p")) return;
+  await new Promise((done) => setTimeout(done, 3000));
+  const response = await fetch("/").catch(() => null);
+  const fresh = response?.ok && $(".notice", parse(await response.text()));
+  if (fresh) $(".notice").replaceWith(fresh);
+  awaken();
+}
+
 // ---- Start.
 
 function enliven() {
@@ -263,6 +275,7 @@ function enliven() {
 }
 
 enliven();
+awaken();
 grow();
 if (field() && !coarse.matches) field().focus({ preventScroll: true });
 if ($("#turns") && (!location.hash || $(".turn:last-child[data-state=running]"))) toEnd();
