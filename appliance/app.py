@@ -17,7 +17,7 @@ from appliance.api import account, openai, problem
 from appliance.config import Settings
 from appliance.engine.base import Engine
 from appliance.engine.client import EngineClient
-from appliance.errors import EngineUnavailableError, HobError
+from appliance.errors import HobError
 from appliance.inference import Inference
 from appliance.models import Models
 from appliance.security import Gate, SecurityMiddleware, caller
@@ -35,30 +35,21 @@ def create_app(
 ) -> Starlette:
     """The whole service. It comes up even when no model can run; /healthz and the page then say why.
 
-    `engine` None: the service runs an engine process of its own. A given engine must have been started, and
-    is closed with the service. `watcher` is told how it comes up.
-
-    `app.state` has `settings`, `store`, `models`, `inference`, `gate`.
+    `engine` may still be starting; None makes one. It is closed with the service. `watcher` is told how the
+    service comes up. `app.state` has `settings`, `store`, `models`, `inference`, `gate`.
 
     Raises:
         StoreError: the database cannot be opened.
     """
     store = Store(settings.data_dir / "hob.db")
     models = Models(settings)
-    own_engine = EngineClient(threads=settings.threads) if engine is None else None
-    runner = own_engine or engine
-    assert runner is not None
+    own = EngineClient(threads=settings.threads) if engine is None else None
+    engine = own or engine
+    assert engine is not None
     watcher = watcher or Watcher()
-    readiness = Readiness(models, runner, watcher)
-    inference = Inference(models, runner, store)
+    readiness = Readiness(models, engine, watcher)
+    inference = Inference(models, engine, store)
     gate = Gate.open(settings, store)
-
-    async def start() -> None:
-        """Not waited for: the service answers from its first moment, if only that it is starting."""
-        if own_engine is not None:
-            with contextlib.suppress(EngineUnavailableError):  # it goes on trying; readiness tells
-                await own_engine.start()
-        readiness.start()
 
     def named(host: str) -> None:
         gate.hosts.announced(host)
@@ -67,13 +58,16 @@ def create_app(
     async def end_streams() -> None:
         """End all answers, so that no open stream holds up the shutdown."""
         await inference.close()
-        await runner.close()
+        await engine.close()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if interrupted := await store.run(store.mark_interrupted):
             log.warning("%d answers were interrupted by the end of the last run", interrupted)
-        tasks = [asyncio.create_task(start())]
+        # Not waited for: the service answers from its first moment, if only that it is starting.
+        # An engine that does not start goes on trying; /healthz tells.
+        tasks = [asyncio.create_task(own.start())] if own else []
+        readiness.start()
         if settings.lan:
             from appliance.discovery import Announcer  # a tenth of a second that only a LAN is worth
 
@@ -84,7 +78,7 @@ def create_app(
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await readiness.close()
             await end_streams()
             store.close()

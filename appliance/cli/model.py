@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from appliance.cli.progress import Bar
-from appliance.config import load_settings
+from appliance.config import Settings, load_settings
 from appliance.domain import ModelCard
 from appliance.errors import InvalidRequestError
 from appliance.models import Models
@@ -51,20 +51,42 @@ def convert(hf_dir: Path, out: Path | None, quantization: str) -> None:
 @kernels_option
 def compile_(model: str, target: str, kernels: str | None) -> None:
     """Compile the model in DIR, or the installed one of that name, and print the library's path."""
-    from builder.compile import compile_model
-    from builder.compile.targets import parse_target
-
-    settings = load_settings(kernels=kernels)
-    directory = _directory(model, Models(settings))
-    with Bar(f"Compiling {directory.name} ...") as bar:
-        library = compile_model(
-            directory,
-            settings.data_dir / "libraries",
-            target=parse_target(target),
-            kernels=settings.kernels,
-            progress=bar,
-        )
+    _, library = _compiled(model, target, load_settings(kernels=kernels))
     click.echo(str(library))
+
+
+@command.command()
+@click.argument("model", metavar="DIR")
+@click.option("--ids", required=True, help="Prompt as token ids: 1,2,3.")
+@click.option("--new", type=int, default=32, show_default=True, help="Tokens to generate.")
+@click.option("--target", default="auto", show_default=True, help="CPU to compile for.")
+@click.option("--threads", type=int, help="Engine threads; 0 means one per physical core.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@kernels_option
+def probe(
+    model: str, ids: str, new: int, target: str, threads: int | None, as_json: bool, kernels: str | None
+) -> None:
+    """Continue a prompt greedily and show ids, the best logits of each step, and timings.
+
+    For holding two engines, kernels or libraries side by side: no chat template, no sampling.
+    """
+    from appliance.engine.probe import probe as run
+
+    prompt = _token_ids(ids)
+    settings = load_settings(kernels=kernels, threads=threads)
+    directory, library = _compiled(model, target, settings)
+    found = run(directory, library, prompt, new, threads=settings.threads)
+    if as_json:
+        click.echo(json.dumps(found.describe()))
+        return
+    click.echo("step    token  logit      next best")
+    for step, best in enumerate(found.top):
+        others = "  ".join(f"{score.token}:{score.logit:.3f}" for score in best[1:])
+        click.echo(f"{step:>4} {best[0].token:>8}  {best[0].logit:<9.4f}  {others}")
+    click.echo(
+        f"load {found.load:.3f} s, prefill {found.prefill_tokens_per_second:,.1f} tok/s,"
+        f" decode {found.decode_tokens_per_second:,.1f} tok/s, {found.rss / 2**20:,.0f} MiB"
+    )
 
 
 @command.command("list")
@@ -96,9 +118,21 @@ def _row(card: ModelCard, *, default: bool) -> tuple[str, ...]:
     return (card.name, card.family, card.quantization, weights, size, str(card.context), remark)
 
 
-def _directory(model: str, models: Models) -> Path:
-    """A path that is there, or the directory of the installed model of that name."""
-    return Path(model) if Path(model).exists() else models.get(model).directory
+def _compiled(model: str, target: str, settings: Settings) -> tuple[Path, Path]:
+    """The directory of a model, given by path or installed name, and its library, compiled if need be."""
+    from builder.compile import compile_model
+    from builder.compile.targets import parse_target
+
+    directory = Path(model) if Path(model).exists() else Models(settings).get(model).directory
+    with Bar(f"Compiling {directory.name} ...") as bar:
+        library = compile_model(
+            directory,
+            settings.data_dir / "libraries",
+            target=parse_target(target),
+            kernels=settings.kernels,
+            progress=bar,
+        )
+    return directory, library
 
 
 def _token_ids(text: str) -> list[int]:

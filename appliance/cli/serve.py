@@ -1,22 +1,21 @@
 """`hob serve`: start the service, say where it is, stop cleanly."""
 
+import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import click
 
 from appliance.config import Settings, load_settings
+from appliance.engine.client import EngineClient
 from appliance.errors import SettingsError
-
-GRACE = 3
-"""Seconds that open requests get to end when Hob stops."""
 
 
 @click.command("serve")
@@ -37,47 +36,37 @@ def command(**flags: object) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _alone(settings.data_dir), listen(settings) as listener:
-            _serve(settings.model_copy(update={"port": listener.getsockname()[1]}), listener)
+            port = listener.getsockname()[1]
+            asyncio.run(_serve(settings.model_copy(update={"port": port}), listener))
     except KeyboardInterrupt:
         pass  # asked to stop, and stopped
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket) -> None:
     """Run the service on a listening socket until a signal ends it."""
-    # The web stack takes a third of a second to import; errors above come without it.
-    import uvicorn
-
-    from appliance.app import create_app
-    from appliance.cli.console import Console
-
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    # What uvicorn says about its own start and each request is of interest to developers only.
-    for name in ("uvicorn.error", "uvicorn.access"):
-        quiet = settings.log_level != "debug"
-        logging.getLogger(name).setLevel(logging.WARNING if quiet else logging.DEBUG)
+    if settings.log_level == "info":
+        # What these say about each start, stop and request is of interest to developers only.
+        for name in ("uvicorn.error", "uvicorn.access", "appliance.engine.client"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    engine = EngineClient(threads=settings.threads)
+    # The engine's process starts while this one imports the web stack, which takes as long. One that does not
+    # start goes on trying; /healthz tells.
+    starting = asyncio.create_task(engine.start())
+    try:
+        run = await asyncio.to_thread(_web)
+        await run(settings, listener, engine)
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await engine.close()
 
-    console = Console(settings)
-    app = create_app(settings, watcher=console)
-    if settings.lan and app.state.store.owner_hash() is None:
-        console.setup_code = app.state.gate.owner.setup_code
 
-    class Server(uvicorn.Server):
-        """Ends all answers before it waits for connections, so that open streams close at once."""
+def _web() -> Callable[[Settings, socket.socket, EngineClient], Awaitable[None]]:
+    """Import what serves the web, and return it."""
+    from appliance.cli.web import serve
 
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            console.stopping()
-            await app.state.end_streams()
-            await super().shutdown(sockets)
-
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        lifespan="on",
-        proxy_headers=False,  # what a client says about its address is never believed
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-    Server(config).run(sockets=[listener])
+    return serve
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -105,7 +94,7 @@ def listen(settings: Settings) -> socket.socket:
         raise SettingsError(message, hint=hint) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
     """Hold the data folder for this service: two would end each other's running answers.
 

@@ -1,0 +1,39 @@
+"""The web side of `hob serve`: the application in its server. Imports the whole web stack."""
+
+import socket
+
+import uvicorn
+
+from appliance.app import create_app
+from appliance.cli.console import Console
+from appliance.config import Settings
+from appliance.engine.base import Engine
+
+GRACE = 3
+"""Seconds that open requests get to end when Hob stops."""
+
+
+async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> None:
+    """Serve on `listener` until a signal ends it; then close the application and `engine`."""
+    console = Console(settings)
+    app = create_app(settings, engine, console)
+    if settings.lan and app.state.store.owner_hash() is None:
+        console.setup_code = app.state.gate.owner.setup_code
+
+    class Server(uvicorn.Server):
+        """Ends all answers before it waits for connections, so that open streams close at once."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            console.stopping()
+            await app.state.end_streams()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        lifespan="on",
+        proxy_headers=False,  # what a client says about its address is never believed
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    await Server(config).serve(sockets=[listener])
