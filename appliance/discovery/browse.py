@@ -47,6 +47,8 @@ async def browse(seconds: float) -> list[Found]:
     def seen(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Added:
             names.put_nowait(name)
+        elif state_change is ServiceStateChange.Removed:
+            found.pop(name, None)
 
     found: dict[str, Found] = {}
     async with AsyncZeroconf(interfaces=list(interfaces)) as zeroconf, asyncio.TaskGroup() as lookups:

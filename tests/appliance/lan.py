@@ -109,6 +109,14 @@ class Machine:
         ip("-n", self.namespace, "route", "replace", "224.0.0.0/4", "dev", "eth0")
         self.address = address
 
+    def add_ipv6(self, address: str) -> None:
+        """Give the machine an IPv6 address besides."""
+        ip("-n", self.namespace, "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+
+    def drop_ipv4(self) -> None:
+        """Leave the machine with IPv6 alone."""
+        ip("-n", self.namespace, "-4", "address", "flush", "dev", "eth0")
+
 
 class Avahi:
     """An Avahi daemon on a machine, with a message bus of its own."""

@@ -20,7 +20,7 @@ from appliance.discovery.announce import instance, properties
 from appliance.discovery.hostname import Defender, candidates, wins
 from appliance.discovery.interfaces import Reach, reach
 from appliance.security.hosts import IPAddress
-from tests.appliance.lan import Lan, Machine, a_lan, missing, python, wait_for
+from tests.appliance.lan import Lan, Machine, a_lan, ip, missing, python, wait_for
 
 REASON = missing()
 lan_test = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -188,6 +188,46 @@ def test_a_new_address_is_announced(lan: Lan, tmp_path: Path) -> None:
         hob.machine.move("10.77.0.200")
         wait_for("the new address", lambda: avahi.resolve("hob.local") == "10.77.0.200")
         assert hob.host() == "hob.local"
+
+
+@pytest.mark.slow
+@pytest.mark.lan
+@lan_test
+def test_machines_with_ipv6_alone_take_part(lan: Lan, tmp_path: Path) -> None:
+    """Hobs with and without IPv4 hear each other, agree on names, and are found from either kind."""
+    plain, both = (Hob(lan.machine(), tmp_path / name) for name in ("plain.log", "both.log"))
+    visitor = lan.machine()
+    for machine, address in ((plain.machine, "fd77::1"), (both.machine, "fd77::2"), (visitor, "fd77::3")):
+        machine.add_ipv6(address)
+    plain.machine.drop_ipv4()
+    with plain.announce():
+        named(plain, "hob.local")
+        with both.announce():
+            named(both, "hob-2.local")
+            for drop in (False, True):
+                if drop:
+                    visitor.drop_ipv4()
+                found = json.loads(visitor.run(*lan.hob("discover", "--json")))
+                assert {(hob["host"], *hob["addresses"]) for hob in found} == {
+                    ("hob.local", "fd77::1"),
+                    ("hob-2.local", both.machine.address, "fd77::2"),
+                }
+
+
+@pytest.mark.lan
+@lan_test
+def test_bridges_of_containers_are_not_announced(lan: Lan) -> None:
+    """An address that only this machine reaches is not given to others."""
+    machine = lan.machine()
+    show = python("from appliance.discovery.interfaces import reach; print(*reach().announced)")
+    for name, address in (("docker0", "172.17.0.1"), ("eth1", "192.0.2.1")):
+        # A pair of which both ends are up looks like a bridge with a container on it, or a second cable.
+        ip("-n", machine.namespace, "link", "add", name, "type", "veth", "peer", "name", f"{name}peer")
+        ip("-n", machine.namespace, "address", "add", f"{address}/24", "dev", name)
+        ip("-n", machine.namespace, "link", "set", f"{name}peer", "up")
+        ip("-n", machine.namespace, "link", "set", name, "up")
+    announced = machine.run(*show).split()
+    assert {address for address in announced if ":" not in address} == {machine.address, "192.0.2.1"}
 
 
 def test_names_are_tried_in_order_and_fit() -> None:
