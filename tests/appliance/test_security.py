@@ -530,13 +530,32 @@ async def test_a_malformed_length_is_refused(gate: Gate, length: str) -> None:
         body.announced_length({"content-length": length})
 
 
-def test_raw_requests_without_a_host_are_refused(gate: Gate) -> None:
-    """HTTP/1.0 without Host, over a real socket: 403 with the reason."""
-    with serving(make_app(gate)) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
-        raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
+def exchange(port: int, request: bytes) -> tuple[bytes, bytes]:
+    """Send bytes to a server that closes the connection; status line and body of its first answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        raw.sendall(request)
         answer = b""
         while piece := raw.recv(65536):
             answer += piece
     head, _, content = answer.partition(b"\r\n\r\n")
-    assert b" 403 " in head.splitlines()[0]
+    return head.splitlines()[0], content
+
+
+def test_raw_requests_without_a_host_are_refused(gate: Gate) -> None:
+    """HTTP/1.0 without Host, over a real socket: 403 with the reason."""
+    with serving(make_app(gate)) as port:
+        status, content = exchange(port, b"GET / HTTP/1.0\r\n\r\n")
+    assert b" 403 " in status
     assert json.loads(content)["code"] == "foreign_host"
+
+
+def test_a_client_that_asks_first_need_not_send_its_large_body(gate: Gate) -> None:
+    """`Expect: 100-continue` with too large a length is answered by 413, not by 100."""
+    request = (
+        b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Content-Length: 52428800\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with serving(make_app(gate)) as port:
+        status, content = exchange(port, request)
+    assert b" 413 " in status
+    assert "52428800" in json.loads(content)["message"]
