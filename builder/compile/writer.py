@@ -26,19 +26,21 @@ SHARD_CAP = 32 * 2**20
 def new_directory(out: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `out`; afterwards it becomes `out`, complete and on disk.
 
-    Should the body raise, or the disk be full, nothing is left behind and `out` is not there.
+    Missing parents are made. Should the body raise, or the disk be full, nothing is left behind and `out` is
+    not there.
 
     Raises:
-        BuildError: `out` exists, its parent does not, or writing fails.
+        BuildError: `out` exists or writing fails.
     """
     if out.exists():
         raise BuildError(f"{out} already exists", hint="Choose another name, or remove it first.")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:
         raise BuildError(
             f"cannot write in {out.parent}: {error.strerror}",
-            hint="The directory above must exist and be writable.",
+            hint="Choose a place that you may write to.",
         ) from error
     try:
         yield aside

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from builder.compile.convert import convert
 from builder.compile.mlc import MLCDirectory
@@ -129,9 +131,9 @@ LLAMA3 = {
 def test_rope_scaling(changes: dict[str, Any], tmp_path: Path) -> None:
     """llama3 rope scaling is found where either generation of transformers puts it."""
     model = convert(write_checkpoint(tmp_path / "hf", **changes), tmp_path / "out", "q4f16_1")
-    settings = model.config["model_config"]
-    assert settings["position_embedding_base"] == 500000.0
-    assert settings["rope_scaling"] == {"rope_type": "llama3", **LLAMA3}
+    architecture = model.config["model_config"]
+    assert architecture["position_embedding_base"] == 500000.0
+    assert architecture["rope_scaling"] == {"rope_type": "llama3", **LLAMA3}
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -144,10 +146,10 @@ def test_defaults(tmp_path: Path) -> None:
     }
     tensors = llama_tensors(CONFIG | {"num_key_value_heads": 4})
     model = convert(write_checkpoint(tmp_path / "hf", tensors, **changes), tmp_path / "out", "q4f16_1")
-    settings = model.config["model_config"]
-    assert (settings["context_window_size"], settings["prefill_chunk_size"]) == (131072, 8192)
-    assert (settings["num_key_value_heads"], settings["head_dim"]) == (4, 16)
-    assert (settings["position_embedding_base"], settings["rope_scaling"]) == (1e6, None)
+    architecture = model.config["model_config"]
+    assert (architecture["context_window_size"], architecture["prefill_chunk_size"]) == (131072, 8192)
+    assert (architecture["num_key_value_heads"], architecture["head_dim"]) == (4, 16)
+    assert (architecture["position_embedding_base"], architecture["rope_scaling"]) == (1e6, None)
 
 
 def test_generation_defaults(tmp_path: Path) -> None:
@@ -301,6 +303,52 @@ def test_existing_output(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="already exists"):
         convert(write_checkpoint(tmp_path / "hf"), tmp_path / "out", "q4f16_1")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+JUNK: st.SearchStrategy[Any] = (
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 2**40)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.none() | st.integers() | st.text(max_size=1), max_size=2)
+    | st.dictionaries(
+        st.sampled_from(["rope_type", "type", "content", "name", "x"]), st.none() | st.text(max_size=1)
+    )
+)
+
+
+def _spots(value: Any) -> list[tuple[Any, Any]]:
+    """Every place in a JSON value outside large vocabularies: container and key."""
+    if not isinstance(value, dict | list) or len(value) > 100:
+        return []
+    keys = value.keys() if isinstance(value, dict) else range(len(value))
+    return [spot for key in keys for spot in ((value, key), *_spots(value[key]))]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_any_junk_gives_an_error_or_converts(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever stands in a checkpoint's JSON: it converts to what opens, or our error says why not."""
+    place = tmp_path_factory.mktemp("junk")
+    checkpoint = write_checkpoint(place / "hf", num_hidden_layers=1)
+    (checkpoint / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.6, "eos_token_id": [1020]})
+    )
+    file = checkpoint / data.draw(
+        st.sampled_from(["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+    )
+    value = json.loads(file.read_text())
+    container, key = data.draw(st.sampled_from(_spots(value)))
+    container[key] = data.draw(JUNK)
+    file.write_text(json.dumps(value))
+    try:
+        MLCDirectory.open(convert(checkpoint, place / "out", "q4f16_1").path)
+    except BuildError as error:
+        assert "\n" not in str(error)  # noqa: PT017 -- converting is allowed, other exceptions are not
+        assert [path.name for path in place.iterdir()] == ["hf"]
 
 
 LIMITED = """

@@ -1,8 +1,11 @@
 """The chat configuration of a checkpoint: tokens, conversation template and sampling defaults."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from builder.compile.conversation import conv_template
 from builder.compile.mlc import TOKENIZER, read_json
@@ -24,37 +27,41 @@ TOKENIZER_FILES = (
 )
 
 
+SAMPLING = {
+    "temperature": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "top_p": 1.0,
+}
+
+
 def chat_config(
     hf_dir: Path, source: Mapping[str, Any], model: dict[str, Any], quantization: str
 ) -> dict[str, Any]:
     """Return `mlc-chat-config.json`: sampling defaults from the checkpoint, tokens from its tokenizer.
 
+    Args:
+        source: the checkpoint's `config.json`.
+        model: `model_config` of the result.
+
     Raises:
-        FormatError: tokenizer.json is missing or damaged, or a token id is outside the vocabulary.
+        FormatError: tokenizer.json is missing or damaged, or a field has an impossible value.
     """
-    file = hf_dir / TOKENIZER
-    if not file.is_file():
-        raise FormatError(
-            f"{file} is missing",
-            hint="Save the tokenizer with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
-        )
-    tokenizer = read_json(file)
-    tokens = _added_tokens(file, tokenizer)
+    tokenizer, tokens = _tokenizer(hf_dir)
     special = special_tokens(read_tokenizer_config(hf_dir))
-    generation = read_json(path) if (path := hf_dir / "generation_config.json").is_file() else {}
-
-    def first(field: str, default: Any) -> Any:
-        """The first value given for a field, as MLC-LLM looks for it."""
-        return next((s[field] for s in (generation, source) if s.get(field) is not None), default)
-
-    bos_id = first("bos_token_id", tokens.get(special.get("bos_token", "")))
-    eos_id = first("eos_token_id", tokens.get(special.get("eos_token", "")))
-    by_id = {token: text for text, token in tokens.items()}
-    stop_ids = eos_id if isinstance(eos_id, list) else [eos_id]
-    stops = [by_id[token] for token in stop_ids if token in by_id]
+    file = hf_dir / "generation_config.json"
+    wanted = {
+        **source,
+        **{k: v for k, v in (read_json(file) if file.is_file() else {}).items() if v is not None},
+    }
+    bos_ids = _token_ids(hf_dir, wanted, "bos_token_id") or [tokens.get(special.get("bos_token", ""))]
+    eos_ids = _token_ids(hf_dir, wanted, "eos_token_id") or [tokens.get(special.get("eos_token", ""))]
+    by_id: dict[int | None, str] = {token: text for text, token in tokens.items()}
+    stops = [by_id[token] for token in eos_ids if token in by_id]
     if (eos := special.get("eos_token")) in tokens and eos not in stops:
         stops.append(eos)
-    bos = special.get("bos_token", by_id.get(bos_id))
+    bos = special.get("bos_token", by_id.get(bos_ids[0]))
     return {
         "version": "0.1.0",
         "model_type": "llama",
@@ -68,35 +75,62 @@ def chat_config(
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
         "active_vocab_size": min(_vocabulary_size(tokenizer, tokens), model["vocab_size"]),
-        "temperature": first("temperature", 1.0),
-        "presence_penalty": first("presence_penalty", 0.0),
-        "frequency_penalty": first("frequency_penalty", 0.0),
-        "repetition_penalty": first("repetition_penalty", 1.0),
-        "top_p": first("top_p", 1.0),
+        **{field: _number(hf_dir, wanted, field, default) for field, default in SAMPLING.items()},
         "tokenizer_files": [name for name in TOKENIZER_FILES if (hf_dir / name).is_file()],
         "tokenizer_info": tokenizer_info(tokenizer),
         "conv_template": conv_template(
             ChatTemplate.find(hf_dir, dated=False), tokens, bos if bos in tokens else None, stops
         ),
-        "pad_token_id": first("pad_token_id", 0),
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
+        "pad_token_id": (_token_ids(hf_dir, wanted, "pad_token_id") or [0])[0],
+        "bos_token_id": bos_ids[0],
+        "eos_token_id": eos_ids if isinstance(wanted.get("eos_token_id"), list) else eos_ids[0],
         "model_task": "chat",
         "embedding_metadata": None,
     }
 
 
-def _added_tokens(file: Path, tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Ids of the added tokens by text; special ones and others."""
+def _token_ids(hf_dir: Path, wanted: Mapping[str, Any], field: str) -> list[Any]:
+    """Token ids of a field that holds none, one or several."""
+    value = wanted.get(field)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
+        raise FormatError(f"{hf_dir}: {field}: {value!r} is not a token id")
+    return ids
+
+
+def _number(hf_dir: Path, wanted: Mapping[str, Any], field: str, default: float) -> float:
+    """A sampling default."""
+    value = wanted.get(field)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise FormatError(f"{hf_dir}: {field}: {value!r} is not a number")
+    return value
+
+
+def _tokenizer(hf_dir: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return tokenizer.json, and the ids of its added tokens by text."""
+    file = hf_dir / TOKENIZER
+    if not file.is_file():
+        raise FormatError(
+            f"{file} is missing",
+            hint="Save the tokenizer with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
     try:
-        return {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{file}: added_tokens is malformed") from error
+        # What counts is whether the library can read it; our own look at a few fields comes after.
+        Tokenizer.from_file(str(file))
+    except BaseException as error:  # a damaged file can make the library's Rust code panic
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        problem = str(error).partition("\n")[0]
+        raise FormatError(f"{file} does not work: {problem}", hint="Download or copy it again.") from error
+    tokenizer = read_json(file)
+    return tokenizer, {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
 
 
 def _vocabulary_size(tokenizer: Mapping[str, Any], tokens: Mapping[str, int]) -> int:
     """Number of different tokens: the model's own and the added ones."""
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    vocabulary = tokenizer["model"]["vocab"]
     own = vocabulary if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
     return len(own) + sum(text not in own for text in tokens)
 

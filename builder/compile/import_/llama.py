@@ -73,6 +73,12 @@ def llama_config(
             raise FormatError(f"{file}: {field}: {value!r} is not a positive integer")
         return value
 
+    tied = source.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise FormatError(f"{file}: tie_word_embeddings: {tied!r} is not a boolean")
+    epsilon = source.get("rms_norm_eps", 1e-6)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise FormatError(f"{file}: rms_norm_eps: {epsilon!r} is not a small positive number")
     heads = number("num_attention_heads")
     hidden = number("hidden_size")
     theta, scaling = rope(file, source)
@@ -82,9 +88,9 @@ def llama_config(
         "intermediate_size": number("intermediate_size"),
         "num_attention_heads": heads,
         "num_hidden_layers": number("num_hidden_layers"),
-        "rms_norm_eps": source.get("rms_norm_eps", 1e-6),
+        "rms_norm_eps": epsilon,
         "vocab_size": number("vocab_size"),
-        "tie_word_embeddings": source.get("tie_word_embeddings", False),
+        "tie_word_embeddings": tied,
         "position_embedding_base": theta,
         "rope_scaling": scaling,
         "context_window_size": context,
