@@ -13,7 +13,7 @@ from pathlib import Path
 
 from builder.compile import library as _library
 from builder.compile.library import Kernels, check_library
-from builder.compile.link import find_linker, link
+from builder.compile.linker import find_linker, link
 from builder.compile.mlc import MLCDirectory
 from builder.compile.targets import Target
 from builder.errors import StaleLibraryError

@@ -1,5 +1,6 @@
 """From a model directory's description to object files: builds the Relax module and runs TVM's compiler."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import tvm
 from tvm import relax
 
 from builder.compile.families import llama, logits
-from builder.compile.families.functions import Limits, emit_functions, emit_metadata
+from builder.compile.families.functions import Limits, emit_functions
 from builder.compile.families.parameters import Parameters
 from builder.compile.kernels.isa import ISAS
 from builder.compile.library import Kernels
@@ -37,12 +38,14 @@ def build_objects(
         FormatError: the directory lacks a tensor of its architecture, or one has another shape.
         UnsupportedError: something in the configuration.
     """
-    progress("build graph", 0.1)
     tvm_target = tvm.target.Target(dict(target.tvm()))
-    module = build_module(model, target, kernels, tvm_target)
-    progress("compile", 0.25)
-    with tvm.transform.PassContext(opt_level=3):
-        executable = tvm.compile(module, tvm_target)
+    progress("build graph", 0.1)
+    module = build_module(model, target, kernels)
+    progress("lower graph", 0.2)
+    lowered = lower(module, tvm_target)
+    lowered.update(lower(metadata_module(module, memory_usage(lowered)), tvm_target))
+    progress("compile", 0.3)
+    executable = tvm.compile(lowered, tvm_target, relax_pipeline=tvm.transform.Sequential([]))
     progress("write objects", 0.9)
     objects: list[Path] = []
     executable.export_library(
@@ -53,8 +56,11 @@ def build_objects(
     return objects
 
 
-def build_module(model: MLCDirectory, target: Target, kernels: Kernels, tvm_target: Any) -> Any:
-    """The Relax module: MLC's functions, `_metadata`, and the packing kernels by their plain names."""
+def build_module(model: MLCDirectory, target: Target, kernels: Kernels) -> Any:
+    """The Relax module: MLC's functions but `_metadata`, and the kernels exported by their plain names.
+
+    Its attribute "metadata" holds what `_metadata` will say, as JSON.
+    """
     config = model.config
     shape = llama.LlamaShape.read(config["model_config"])
     isa = ISAS[target.isa]
@@ -69,36 +75,78 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels, tvm_targ
     chunk = min(PREFILL_CHUNK, int(config["prefill_chunk_size"]))
     builder = relax.BlockBuilder()
     emit_functions(builder, family, parameters, isa, Limits(chunk, MAX_BATCH))
-    attention = shape.attention
-    emit_metadata(
-        builder,
-        {
-            "model_type": model.model_type,
-            "quantization": model.quantization,
-            "context_window_size": model.context_window,
-            "sliding_window_size": -1,
-            "attention_sink_size": -1,
-            "prefill_chunk_size": chunk,
-            "tensor_parallel_shards": 1,
-            "pipeline_parallel_stages": 1,
-            "disaggregation": False,
-            "kv_state_kind": "kv_cache",
-            "max_batch_size": MAX_BATCH,
-            "active_vocab_size": int(config.get("active_vocab_size", shape.vocab)),
-            "model_task": "chat",
-            "kv_cache": {
-                "num_hidden_layers": attention.layers,
-                "num_attention_heads": attention.heads,
-                "num_key_value_heads": attention.kv_heads,
-                "head_dim": attention.head_dim,
-            },
-            "vocab_size": shape.vocab,
-            **parameters.metadata(),
-        },
-    )
     for name, function in {**operators.packers, **logits.kernels(shape.vocab)}.items():
         builder.add_func(function, name)
+    attention = shape.attention
+    metadata = {
+        "model_type": model.model_type,
+        "quantization": model.quantization,
+        "context_window_size": model.context_window,
+        "sliding_window_size": -1,
+        "attention_sink_size": -1,
+        "prefill_chunk_size": chunk,
+        "tensor_parallel_shards": 1,
+        "pipeline_parallel_stages": 1,
+        "disaggregation": False,
+        "kv_state_kind": "kv_cache",
+        "max_batch_size": MAX_BATCH,
+        "active_vocab_size": int(config.get("active_vocab_size", shape.vocab)),
+        "model_task": "chat",
+        "kv_cache": {
+            "num_hidden_layers": attention.layers,
+            "num_attention_heads": attention.heads,
+            "num_key_value_heads": attention.kv_heads,
+            "head_dim": attention.head_dim,
+        },
+        "vocab_size": shape.vocab,
+        **parameters.metadata(),
+    }
+    return builder.finalize().with_attr("metadata", json.dumps(metadata))
+
+
+def lower(module: Any, target: Any) -> Any:
+    """Run TVM's passes from Relax down to calls of the virtual machine."""
+    with target, tvm.transform.PassContext(opt_level=3):
+        return relax.get_default_pipeline(target)(module)
+
+
+def metadata_module(module: Any, usage: dict[str, int]) -> Any:
+    """A module with the one function `_metadata() -> str`."""
+    metadata = {**json.loads(module.attrs["metadata"]), "memory_usage": usage}
+    builder = relax.BlockBuilder()
+    with builder.function("_metadata", []):
+        builder.emit_func_output(tvm.ir.StringImm(json.dumps(metadata)))
     return builder.finalize()
+
+
+def memory_usage(lowered: Any) -> dict[str, int]:
+    """Bytes of intermediate results that each function of a lowered module plans for, its callees' included.
+
+    Results that are returned count where their size is known.
+    """
+    functions = {name: f for name, f in lowered.functions.items() if isinstance(f, relax.Function)}
+    usage: dict[Any, int] = {}
+
+    def measure(variable: Any) -> int:
+        if variable not in usage:
+            usage[variable] = 0
+            calls: list[Any] = []
+            relax.analysis.post_order_visit(
+                functions[variable], lambda e: calls.append(e) if isinstance(e, relax.Call) else None
+            )
+            usage[variable] = sum(map(cost, calls))
+        return usage[variable]
+
+    def cost(call: Any) -> int:
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            return measure(call.op) if call.op in functions else 0
+        if getattr(call.op, "name", "") == "relax.vm.alloc_storage" and isinstance(
+            call.args[0], relax.ShapeExpr
+        ):
+            return int(call.args[0].values[0])
+        return 0
+
+    return {variable.name_hint: measure(variable) for variable in functions}
 
 
 def check_tensors(model: MLCDirectory, parameters: Parameters) -> None:

@@ -14,15 +14,12 @@
     softmax_with_temperature([b, 1, V], [b]) -> [b, 1, V]
     create_tir_paged_kv_cache(max_batch_size, max_total_seq_len, prefill_chunk_size, page_size,
         support_sliding_window) -> kv, each argument a shape of one dimension
-    _metadata() -> JSON
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import relax, te, tirx
 
 from builder.compile.families.blocks import Family, Weights, paged_kv_cache
@@ -41,28 +38,24 @@ class Limits:
 
 
 def emit_functions(bb: Any, family: Family, parameters: Parameters, isa: Isa, limits: Limits) -> None:
-    """Add all functions but `_metadata` to the block builder."""
+    """Add all of them to the block builder."""
     emitter = _Emitter(bb, family, parameters, limits)
     emitter.embed()
-    # The layers are functions of their own, one for any number of rows and one for a single row.
-    many, single = emitter.layers("layers", _symbol("seq_len")), emitter.layers("layers_one", 1)
+    # The layers are functions of their own, so that their code exists once for each way of planning memory.
+    many = emitter.layers("layers_prefill", _symbol("seq_len"))
+    few = emitter.layers("layers_batch", _symbol("batch_size"))
+    single = emitter.layers("layers_one", 1)
     for suffix, hidden in (("", False), ("_to_last_hidden_states", True)):
         emitter.forward("prefill" + suffix, many, "prefill", hidden, rows=None if hidden else "last")
         emitter.forward("decode" + suffix, single, "one", hidden)
         emitter.forward("batch_prefill" + suffix, many, "prefill", hidden, rows=None if hidden else "select")
-        emitter.forward("batch_decode" + suffix, many, "batch", hidden)
+        emitter.forward("batch_decode" + suffix, few, "batch", hidden)
         emitter.forward("batch_verify" + suffix, many, "prefill", hidden)
     emitter.get_logits()
     emitter.select_hidden_states()
     emitter.alloc_embedding_tensor()
     emitter.softmax()
     emitter.create_cache(isa)
-
-
-def emit_metadata(bb: Any, metadata: Mapping[str, Any]) -> None:
-    """Add `_metadata`."""
-    with bb.function("_metadata", []):
-        bb.emit_func_output(tvm.ir.StringImm(json.dumps(metadata)))
 
 
 @dataclass(frozen=True)

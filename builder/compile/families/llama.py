@@ -15,6 +15,9 @@ from builder.errors import FormatError, UnsupportedError
 Expr = Any  # tvm.relax.Expr; TVM has no type information
 
 
+LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
 @dataclass(frozen=True)
 class LlamaShape:
     """What decides a Llama model's code, read from MLC's `model_config`."""
@@ -48,6 +51,11 @@ class LlamaShape:
                 f"model_config.rope_scaling: {scaling.get('rope_type')!r} is not supported",
                 hint="Supported: none, llama3.",
             )
+        for name in LLAMA3_SCALING if scaling else ():
+            if not isinstance(scaling.get(name), int | float) or scaling[name] <= 0:
+                raise FormatError(
+                    f"model_config.rope_scaling.{name}: {scaling.get(name)!r} is not a positive number"
+                )
         return cls(
             hidden=hidden,
             intermediate=_positive(config, "intermediate_size"),

@@ -1,7 +1,7 @@
 """Links the compiler's object files into a shared library, with whatever linker the machine has.
 
-No C compiler and no development files are needed: a model library refers only to symbols that are there when it
-is loaded, those of TVM's runtime and of the C library that Python itself runs on.
+No C compiler and no development files are needed: a model library refers only to symbols that are there when
+it is loaded, those of TVM's runtime and of the C library that Python itself runs on.
 """
 
 import importlib.util
