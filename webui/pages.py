@@ -214,6 +214,7 @@ class SettingsPage(Page):
         addresses: where other devices reach this Hob, by name first; empty when only this machine does.
         qr: the last address, one of numbers, as an SVG; empty when there is none.
         models_dir: where models are put.
+        api: where programs reach Hob, as this browser does.
         new_key: an API key just made, shown this once; empty otherwise.
         signed_in: whether this browser has a session that it can end.
     """
@@ -224,6 +225,7 @@ class SettingsPage(Page):
     qr: Markup
     models: Sequence[ModelRow]
     models_dir: str
+    api: str
     keys: Sequence[KeyRow]
     new_key: str
     signed_in: bool

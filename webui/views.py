@@ -68,7 +68,9 @@ def render(request: HTTPConnection, page: Page, status: int = 200) -> HTMLRespon
 
 def error_page(request: HTTPConnection, error: HobError) -> Response:
     """An error as a page for people, with its status and the next step."""
-    response = render(request, ErrorPage(error.status, _sentence(error.message), error.hint), error.status)
+    lost = "It may have been deleted, or the address has a typing error."
+    hint = error.hint or (lost if error.status == 404 else "")
+    response = render(request, ErrorPage(error.status, _sentence(error.message), hint), error.status)
     if error.retry_after is not None:
         response.headers["retry-after"] = str(error.retry_after)
     return response
@@ -292,6 +294,7 @@ async def _settings(request: Request, new_key: str = "") -> SettingsPage:
         addresses=addresses,
         qr=_qr(addresses[-1]) if addresses else Markup(),
         models=[presenters.model_row(card) for card in here.models.list()],
+        api=f"{request.url.scheme}://{request.url.netloc}/v1",
         models_dir=str(here.settings.data_dir / "models"),
         keys=[presenters.key_row(key, now) for key in await here.store.run(here.store.keys)],
         new_key=new_key,

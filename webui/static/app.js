@@ -89,7 +89,8 @@ function follow(article) {
 
 async function check() {
   const response = await fetch(location.href).catch(() => null);
-  if (response && response.redirected) location.reload(); // to the sign-in page
+  if (response?.redirected) location.reload(); // to the sign-in page
+  if (response?.status === 404) location.assign("/"); // deleted meanwhile
 }
 
 function close(id) {
