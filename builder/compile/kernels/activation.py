@@ -15,8 +15,8 @@ from tvm.script.ir_builder import tirx as T
 from . import vector as vec
 from .vector import Buffer, Expr, PrimFunc
 
-ROW_TILE = 8
-"""Block tensors of many rows are padded with zero rows to a multiple of this: GEMM tiles have no edge."""
+ROW_TILE = 4
+"""Block tensors of many rows have zero rows up to a multiple of this: small GEMM tiles have no edge."""
 
 WORDS = vec.BLOCK // 4 + 2
 """int32 words of a block."""

@@ -20,7 +20,6 @@ class Isa:
         dot: which dot product the linears emit.
         lanes: rows per packed group, the number of int32 lanes of a vector (of int16 lanes for `plain`).
         quads: see above.
-        tokens: rows of activations a GEMM tile holds in registers; divides `activation.ROW_TILE`.
         float_lanes: float32 lanes of a register, which sizes the tiles of the float kernels.
         half: float16 <-> float32 conversion is an instruction; elsewhere kernels do integer arithmetic.
     """
@@ -29,7 +28,6 @@ class Isa:
     dot: Dot
     lanes: int
     quads: bool
-    tokens: int
     float_lanes: int
     half: bool
 
@@ -40,9 +38,9 @@ class Isa:
         return column * self.lanes + row
 
 
-AVX512_VNNI = Isa("avx512vnni", "vpdpbusd", 16, quads=True, tokens=8, float_lanes=16, half=True)
-AVX2 = Isa("avx2", "vpmaddubsw", 8, quads=True, tokens=4, float_lanes=8, half=True)
-NEON_DOT = Isa("neondot", "sdot", 4, quads=True, tokens=8, float_lanes=4, half=True)
-GENERIC = Isa("generic", "plain", 8, quads=False, tokens=4, float_lanes=4, half=False)
+AVX512_VNNI = Isa("avx512vnni", "vpdpbusd", 16, quads=True, float_lanes=16, half=True)
+AVX2 = Isa("avx2", "vpmaddubsw", 8, quads=True, float_lanes=8, half=True)
+NEON_DOT = Isa("neondot", "sdot", 4, quads=True, float_lanes=4, half=True)
+GENERIC = Isa("generic", "plain", 8, quads=False, float_lanes=4, half=False)
 
 ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX2, NEON_DOT, GENERIC)}

@@ -85,7 +85,7 @@ def tensor(name: str, shape: tuple[Any, ...], dtype: str, **options: Any) -> Buf
 
 def local(dtype: str = "float32", lanes: int = LANES) -> Buffer:
     """A vector variable; LLVM keeps it in a register as long as every index into it is constant."""
-    return T.alloc_buffer((lanes,), dtype, scope="local")
+    return T.alloc_buffer((lanes,), dtype, annotations={"disable_lower_builtin": True})
 
 
 def fixed(expr: Expr, dtype: str = "int32") -> Expr:
@@ -94,7 +94,7 @@ def fixed(expr: Expr, dtype: str = "int32") -> Expr:
     Bounds with divisions and selections in them otherwise cost the compiler seconds, and the simplifier
     carries what it knows inside a `Select` into the definitions of the variables that occur there.
     """
-    variable = T.alloc_buffer((1,), dtype, scope="local")
+    variable = local(dtype, 1)
     T.buffer_store(variable, expr, [i32(0)])
     return T.bind(variable[i32(0)])
 
@@ -162,17 +162,22 @@ def fabs(a: Expr) -> Expr:
 
 
 def largest(a: Expr) -> Expr:
-    """The greatest lane of a float vector."""
-    return intrinsic("float32", "llvm.vector.reduce.fmax", a)
+    """The greatest lane of a float vector, by halving: LLVM's own goes lane by lane to respect NaN."""
+    return _reduced(a, tirx.Max)
 
 
-def total(a: Expr, lanes: int = LANES) -> Expr:
+def total(a: Expr) -> Expr:
     """The sum of a float vector's lanes, by halving: LLVM's own reduction adds lane after lane."""
+    return _reduced(a, lambda low, high: low + high)
+
+
+def _reduced(a: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    lanes = LANES
     while lanes > 1:
         lanes //= 2
         a = T.bind(a)
         low, high = list(range(lanes)), list(range(lanes, 2 * lanes))
-        a = tirx.Shuffle([a], low) + tirx.Shuffle([a], high)
+        a = combine(tirx.Shuffle([a], low), tirx.Shuffle([a], high))
     return T.bind(a)
 
 

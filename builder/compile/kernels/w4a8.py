@@ -5,22 +5,46 @@ summed exactly in integers within a block of 32 columns and in float32 across bl
 float32 activations is that of their rounding to int8.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from . import vector as vec
-from .activation import ROW_TILE, WORDS
+from .activation import WORDS
 from .isa import Isa
 from .packing import groups_of, packed_shape, scales_shape
 from .vector import Buffer, Expr, PrimFunc
 
 PREFETCH = 4096
-"""Bytes a GEMV fetches ahead. One core's hardware prefetchers do not fill the memory's bandwidth alone."""
+"""Bytes fetched ahead where weights stream from memory: hardware prefetchers do not fill its bandwidth."""
 
 CHUNK_BYTES = 160 * 1024
 """Weights that a GEMM task holds in the second-level cache while the tokens pass by."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a register tile covers: `groups` of packed rows times `tokens`, for at most `limit` tokens in all.
+
+    Fewer tokens than a tile has are filled up by `activation.ROW_TILE`; more get tiles that overlap.
+    """
+
+    limit: int | None
+    groups: int
+    tokens: int
+
+
+# The decode batches of a few sequences are bound by memory and get tiles without idle tokens. Beyond them the
+# tile is what fills the registers: weights of a block (eight vectors per group), sums, and one activation.
+TILES = {
+    "vpdpbusd": (Tile(2, 2, 2), Tile(4, 2, 4), Tile(None, 2, 5)),
+    "vpmaddubsw": (Tile(2, 1, 2), Tile(None, 1, 3)),
+    "sdot": (Tile(2, 2, 2), Tile(4, 2, 4), Tile(None, 1, 8)),
+    "plain": (Tile(2, 1, 2), Tile(None, 1, 4)),
+}
 
 
 def linear(
@@ -44,65 +68,80 @@ def linear(
         added = vec.tensor("residual", (m, n), "float32") if residual else None
         y = vec.tensor("y", (m, n), "float32")
 
-        def tile(group: Expr, first: Expr, tokens: int) -> None:
-            sums = [vec.local(lanes=lanes) for _ in range(tokens)]
-            for sum_ in sums:
+        def tile(group: Expr, first: Expr, shape: Tile, streams: bool) -> None:
+            """Tokens from `first` on times groups from `group` on; a group too many repeats the last."""
+            taken = [group] + [
+                vec.fixed(tirx.Min(group + index, vec.i32(groups - 1))) for index in range(1, shape.groups)
+            ]
+            sums = [[vec.local(lanes=lanes) for _ in range(shape.tokens)] for _ in taken]
+            for sum_ in chain(*sums):
                 vec.assign(sum_, vec.zero(lanes), lanes)
             with T.serial(0, blocks) as block:
-                if rows == 1:
-                    _prefetch(packed, group, block, isa)
-                factor = T.bind(half_to_float_if(vec.load(scales, group, block, vec.i32(0), lanes=lanes)))
-                for token, dot in enumerate(_dots(packed, group, block, act, first, tokens, isa)):
-                    scaled = factor * vec.splat(
-                        tirx.reinterpret("float32", act[first + token, block, 8]), lanes
-                    )
-                    sum_ = sums[token]
-                    vec.assign(
-                        sum_,
-                        vec.fma(tirx.Cast(f"float32x{lanes}", dot), scaled, vec.value(sum_, lanes), lanes),
-                        lanes,
-                    )
-            for token, sum_ in enumerate(sums):
-                row = first + token
-                vec.when(None if rows == 1 else row < m, partial(write, sum_, group, row))
-
-        def half_to_float_if(factor: Expr) -> Expr:
-            return vec.half_to_float(factor, isa.half, lanes) if scale == "float16" else factor
+                factors = []
+                for source in taken:
+                    if streams:
+                        _prefetch(packed, source, block, isa)
+                    factor = vec.load(scales, source, block, vec.i32(0), lanes=lanes)
+                    if scale == "float16":
+                        factor = vec.half_to_float(factor, isa.half, lanes)
+                    factors.append(T.bind(factor))
+                dots = _dots(packed, taken, block, act, [first + token for token in range(shape.tokens)], isa)
+                for token in range(shape.tokens):
+                    step = vec.splat(tirx.reinterpret("float32", act[first + token, block, 8]), lanes)
+                    step = T.bind(step)
+                    for index, factor in enumerate(factors):
+                        sum_ = sums[index][token]
+                        dot = tirx.Cast(f"float32x{lanes}", dots[index][token])
+                        vec.assign(sum_, vec.fma(dot, factor * step, vec.value(sum_, lanes), lanes), lanes)
+            for index in range(shape.groups):
+                for token in range(shape.tokens):
+                    row = first + token
+                    inside = [] if rows == 1 else [row < m]
+                    if index and groups % shape.groups:
+                        inside.append(group + index < groups)
+                    condition = tirx.all(*inside) if inside else None
+                    vec.when(condition, partial(write, sums[index][token], group + index, row))
 
         def write(sum_: Buffer, group: Expr, row: Expr) -> None:
             column = group * lanes
 
             def whole() -> None:
                 out = vec.value(sum_, lanes)
-                vec.store(
-                    y,
-                    out if added is None else out + vec.load(added, row, column, lanes=lanes),
-                    row,
-                    column,
-                    lanes=lanes,
-                )
+                if added is not None:
+                    out = out + vec.load(added, row, column, lanes=lanes)
+                vec.store(y, out, row, column, lanes=lanes)
 
             def edge() -> None:
                 with T.serial(0, n % lanes) as index:
                     out = sum_[index]
-                    T.buffer_store(
-                        y, out if added is None else out + added[row, column + index], [row, column + index]
-                    )
+                    if added is not None:
+                        out = out + added[row, column + index]
+                    T.buffer_store(y, out, [row, column + index])
 
             vec.when(column + lanes <= n if n % lanes else None, whole, edge)
+
+        def tiled(shape: Tile) -> None:
+            steps = -(-groups // shape.groups)
+            chunk = max(1, min(8, CHUNK_BYTES // (blocks * 18 * lanes)) // shape.groups)
+            with T.parallel(0, -(-steps // chunk)) as task:  # noqa: SIM117 - one loop per line
+                with T.serial(0, tirx.floordiv(m + (shape.tokens - 1), shape.tokens)) as step:
+                    with T.serial(0, tirx.Min(vec.i32(chunk), steps - task * chunk)) as index:
+                        # The last tile overlaps the one before it rather than have idle tokens.
+                        first = tirx.Max(tirx.Min(step * shape.tokens, m - shape.tokens), vec.i32(0))
+                        group = (task * chunk + index) * shape.groups
+                        tile(group, vec.fixed(first), shape, streams=shape.limit is not None)
+
+        def best(shapes: tuple[Tile, ...]) -> None:
+            condition = None if shapes[0].limit is None else m <= shapes[0].limit
+            vec.when(condition, partial(tiled, shapes[0]), partial(best, shapes[1:]))
 
         with vec.root():
             if rows == 1:
                 with T.parallel(0, groups) as group:
-                    tile(group, vec.i32(0), 1)
-                return
-            chunk = max(1, min(8, CHUNK_BYTES // (blocks * 18 * lanes)))
-            with T.parallel(0, -(-groups // chunk)) as task:  # noqa: SIM117 - one loop per line
-                with T.serial(0, tirx.floordiv(m + (isa.tokens - 1), isa.tokens)) as step:
-                    with T.serial(0, tirx.Min(vec.i32(chunk), groups - task * chunk)) as index:
-                        tile(task * chunk + index, step * isa.tokens, isa.tokens)
+                    tile(group, vec.i32(0), Tile(1, 1, 1), streams=True)
+            else:
+                best(TILES[isa.dot])
 
-    assert ROW_TILE % isa.tokens == 0
     name = f"w4a8_{isa.name}_{scale}_n{n}_k{k}" + ("_m1" if rows == 1 else "") + ("_add" if residual else "")
     return vec.build(name, body)
 
@@ -111,28 +150,24 @@ def _prefetch(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> None:
     for line in range(0, 16 * isa.lanes, 64):
         address = tirx.address_of(packed[group, block, line + PREFETCH])
         # Read access, keep in all cache levels, data.
-        T.evaluate(
-            tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, vec.i32(0), vec.i32(3), vec.i32(1))
-        )
+        options = vec.i32(0), vec.i32(3), vec.i32(1)
+        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *options))
 
 
 def _dots(
-    packed: Buffer,
-    group: Expr,
-    block: Expr,
-    act: Buffer,
-    first: Expr,
-    tokens: int,
-    isa: Isa,
-) -> list[Expr]:
-    """For each token an int32 vector: sum over the block's 32 columns of (nibble - 7) * int8, row by row."""
-    offsets = [vec.splat(act[first + token, block, 9], isa.lanes) for token in range(tokens)]
+    packed: Buffer, groups: list[Expr], block: Expr, act: Buffer, rows: list[Expr], isa: Isa
+) -> list[list[Expr]]:
+    """By group and activation row, int32 vectors: sums over the block's 32 columns of (nibble - 7) * int8."""
     if isa.dot == "plain":
-        return _plain_dots(packed, group, block, act, first, offsets, isa)
-    weights = _nibbles(packed, group, block, isa)
-    return [
-        _quad_dot(weights, act, first + token, block, offset, isa) for token, offset in enumerate(offsets)
-    ]
+        return [_plain_dots(packed, group, block, act, rows, isa) for group in groups]
+    weights = [_nibbles(packed, group, block, isa) for group in groups]
+    dots: list[list[Expr]] = [[] for _ in groups]
+    for row in rows:
+        quads = _quads(act, row, block, isa)
+        offset = T.bind(vec.splat(act[row, block, 9], isa.lanes))
+        for index, weight in enumerate(weights):
+            dots[index].append(_quad_dot(weight, quads, offset, isa))
+    return dots
 
 
 def _nibbles(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> list[Expr]:
@@ -150,15 +185,20 @@ def _nibbles(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> list[Expr]:
     return low + high
 
 
-def _quad_dot(weights: list[Expr], act: Buffer, row: Expr, block: Expr, offset: Expr, isa: Isa) -> Expr:
-    lanes = isa.lanes
-    words, bytes_ = f"int32x{lanes}", f"int8x{4 * lanes}"
+def _quads(act: Buffer, row: Expr, block: Expr, isa: Isa) -> list[Expr]:
+    """The block's activations as eight int8 vectors: four columns, repeated for every packed row."""
     if isa.dot == "sdot":
+        # By element of a register: sdot reads one of four words itself.
         halves = [T.bind(vec.load(act, row, block, vec.i32(4 * half), lanes=4)) for half in range(2)]
-        quads = [tirx.Shuffle([halves[quad // 4]], [quad % 4] * lanes) for quad in range(8)]
+        quads = [tirx.Shuffle([halves[quad // 4]], [quad % 4] * isa.lanes) for quad in range(8)]
     else:
-        quads = [vec.splat(act[row, block, quad], lanes) for quad in range(8)]
-    quads = [tirx.reinterpret(bytes_, quad) for quad in quads]
+        quads = [vec.splat(act[row, block, quad], isa.lanes) for quad in range(8)]
+    return [T.bind(tirx.reinterpret(f"int8x{4 * isa.lanes}", quad)) for quad in quads]
+
+
+def _quad_dot(weights: list[Expr], quads: list[Expr], offset: Expr, isa: Isa) -> Expr:
+    lanes = isa.lanes
+    words = f"int32x{lanes}"
     if isa.dot == "vpmaddubsw":
         # Eight steps of at most 2 * 15 * 127 stay below 2**15: int16 lanes need widening only once per block.
         pairs = f"int16x{2 * lanes}"
@@ -172,33 +212,26 @@ def _quad_dot(weights: list[Expr], act: Buffer, row: Expr, block: Expr, offset: 
         "vpdpbusd": "llvm.x86.avx512.vpdpbusd.512",
         "sdot": "llvm.aarch64.neon.sdot.v4i32.v16i8",
     }[isa.dot]
-    sum_ = T.bind(offset)
+    sum_ = offset
     for weight, quad in zip(weights, quads, strict=True):
         sum_ = T.bind(vec.intrinsic(words, name, sum_, weight, quad))
     return sum_
 
 
 def _plain_dots(
-    packed: Buffer,
-    group: Expr,
-    block: Expr,
-    act: Buffer,
-    first: Expr,
-    offsets: list[Expr],
-    isa: Isa,
+    packed: Buffer, group: Expr, block: Expr, act: Buffer, rows: list[Expr], isa: Isa
 ) -> list[Expr]:
     lanes = isa.lanes
     wide = f"int16x{lanes}"
     values = []
-    for token in range(len(offsets)):
-        halves = [vec.load(act, first + token, block, vec.i32(4 * half), lanes=4) for half in range(2)]
+    for row in rows:
+        halves = [vec.load(act, row, block, vec.i32(4 * half), lanes=4) for half in range(2)]
         values.append([T.bind(tirx.Cast("int16x16", tirx.reinterpret("int8x16", half))) for half in halves])
     # Sixteen products of at most 15 * 127 stay below 2**15: one int16 sum per half of the block.
-    sums: list[list[Expr]] = [[None, None] for _ in offsets]
+    sums: list[list[Expr]] = [[None, None] for _ in rows]
     for column in range(16):
-        raw = T.bind(
-            tirx.Cast(f"uint16x{lanes}", vec.load(packed, group, block, vec.i32(column * lanes), lanes=lanes))
-        )
+        raw = vec.load(packed, group, block, vec.i32(column * lanes), lanes=lanes)
+        raw = T.bind(tirx.Cast(f"uint16x{lanes}", raw))
         nibbles = (
             raw & vec.splat(tirx.const(15, "uint16"), lanes),
             raw >> vec.splat(tirx.const(4, "uint16"), lanes),
@@ -210,6 +243,6 @@ def _plain_dots(
                 sums[token][half] = T.bind(step if column == 0 else sums[token][half] + step)
     words = f"int32x{lanes}"
     return [
-        T.bind(offset + tirx.Cast(words, low) + tirx.Cast(words, high))
-        for offset, (low, high) in zip(offsets, sums, strict=True)
+        T.bind(vec.splat(act[row, block, 9], lanes) + tirx.Cast(words, low) + tirx.Cast(words, high))
+        for row, (low, high) in zip(rows, sums, strict=True)
     ]
