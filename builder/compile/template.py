@@ -235,7 +235,8 @@ class Conversation:
                 parts.append(self.roles[role] + self.role_content_sep)
             bare_first = False
             placeholder = f"{{{role}_message}}"
-            parts.append(self.role_templates.get(role, placeholder).replace(placeholder, content))
+            frame = self.role_templates.get(role, placeholder).replace("{function_string}", "")
+            parts.append(frame.replace(placeholder, content))
             parts.append(self.seps[-1] if role == "assistant" else self.seps[0])
         parts.append(self.roles["assistant"] + self.role_empty_sep)
         return "".join(parts)

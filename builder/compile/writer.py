@@ -1,6 +1,8 @@
 """Write MLC model directories: weights into shards, whole directories at once or not at all."""
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -27,7 +29,7 @@ def new_directory(out: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `out`; afterwards it becomes `out`, complete and on disk.
 
     Missing parents are made. Should the body raise, or the disk be full, nothing is left behind and `out` is
-    not there.
+    not there. What a killed process left is removed by the next attempt.
 
     Raises:
         BuildError: `out` exists or writing fails.
@@ -36,13 +38,16 @@ def new_directory(out: Path) -> Iterator[Path]:
         raise BuildError(f"{out} already exists", hint="Choose another name, or remove it first.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:
         raise BuildError(
             f"cannot write in {out.parent}: {error.strerror}",
             hint="Choose a place that you may write to.",
         ) from error
+    held = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)  # tells others that this one is in use
         yield aside
         aside.chmod(0o755)  # mkdtemp makes it private
         for file in aside.iterdir():
@@ -60,6 +65,20 @@ def new_directory(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.close(held)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what earlier attempts at `out` left when they were killed or the power failed."""
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        held = os.open(stale, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(stale)
+        except BlockingIOError:
+            pass  # somebody is writing it right now
+        finally:
+            os.close(held)
 
 
 def _sync(path: Path) -> None:

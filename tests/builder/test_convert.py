@@ -1,5 +1,6 @@
 """From a Hugging Face checkpoint to an MLC directory."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -297,6 +298,19 @@ def test_malformed_safetensors_header(record: Any, tmp_path: Path) -> None:
         convert(checkpoint, tmp_path / "out", "q4f16_1")
 
 
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    """The first model ever converted finds no models folder; it is made."""
+    convert(write_checkpoint(tmp_path / "hf"), tmp_path / "a" / "b" / "out", "q4f16_1")
+    assert (tmp_path / "a" / "b" / "out" / "mlc-chat-config.json").exists()
+
+
+def test_place_that_cannot_be_written(tmp_path: Path) -> None:
+    """A place where no directory can be made is named."""
+    (tmp_path / "file").touch()
+    with pytest.raises(BuildError, match="cannot write in"):
+        convert(write_checkpoint(tmp_path / "hf"), tmp_path / "file" / "out", "q4f16_1")
+
+
 def test_existing_output(tmp_path: Path) -> None:
     """What is already there is never touched."""
     (tmp_path / "out").mkdir()
@@ -349,6 +363,22 @@ def test_any_junk_gives_an_error_or_converts(
     except BuildError as error:
         assert "\n" not in str(error)  # noqa: PT017 -- converting is allowed, other exceptions are not
         assert [path.name for path in place.iterdir()] == ["hf"]
+
+
+def test_leftovers_of_a_killed_conversion(tmp_path: Path) -> None:
+    """What a killed attempt left is removed by the next; one still at work is not disturbed."""
+    stale, busy = tmp_path / ".out.dead.partial", tmp_path / ".out.busy.partial"
+    other = tmp_path / ".output.dead.partial"
+    for directory in (stale, busy, other):
+        directory.mkdir()
+        (directory / "params_shard_0.bin").touch()
+    lock = os.open(busy, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        convert(write_checkpoint(tmp_path / "hf"), tmp_path / "out", "q4f16_1")
+    finally:
+        os.close(lock)
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "out", busy.name, other.name}
 
 
 LIMITED = """

@@ -15,7 +15,7 @@ from builder.compile.template import (
     read_tokenizer_config,
     special_tokens,
 )
-from builder.errors import FormatError
+from builder.errors import FormatError, UnsupportedError
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -116,6 +116,10 @@ def _tokenizer(hf_dir: Path) -> tuple[dict[str, Any], dict[str, int]]:
             f"{file} is missing",
             hint="Save the tokenizer with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
+    tokenizer = read_json(file)
+    model = tokenizer.get("model")
+    if isinstance(model, dict) and model.get("continuing_subword_prefix"):
+        raise UnsupportedError(f"{file}: model.continuing_subword_prefix is not supported")  # may abort below
     try:
         # What counts is whether the library can read it; our own look at a few fields comes after.
         Tokenizer.from_file(str(file))
@@ -124,7 +128,6 @@ def _tokenizer(hf_dir: Path) -> tuple[dict[str, Any], dict[str, int]]:
             raise
         problem = str(error).partition("\n")[0]
         raise FormatError(f"{file} does not work: {problem}", hint="Download or copy it again.") from error
-    tokenizer = read_json(file)
     return tokenizer, {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
 
 
