@@ -7,6 +7,7 @@ handled at any time; a `Runner` computes on a second thread.
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import functools
 import itertools
@@ -54,6 +55,8 @@ class Server:
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._talks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
+        self._outbox: collections.deque[tuple[int, Reply]] = collections.deque()
+        self._waking = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -116,8 +119,21 @@ class Server:
         )
 
     def _reply(self, client: int, reply: Reply) -> None:
-        """Send from any thread; replies keep their order."""
-        self._loop.call_soon_threadsafe(self._send, client, reply)
+        """Send from any thread; replies keep their order.
+
+        The loop is woken once for all that wait: a wake-up each could fill its pipe, and signals go through
+        the same pipe.
+        """
+        self._outbox.append((client, reply))
+        if not self._waking:
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        """Send what waits. What is added meanwhile sees the flag down and wakes the loop again."""
+        self._waking = False
+        for _ in range(len(self._outbox)):
+            self._send(*self._outbox.popleft())
 
     def _send(self, client: int, reply: Reply) -> None:
         """Write at once; a reply to a client that has gone is dropped."""
