@@ -8,7 +8,7 @@ from zeroconf import Error
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from appliance import __version__
-from appliance.discovery.hostname import Defender, Watch, candidates, listen, taken, wins
+from appliance.discovery.hostname import Contest, Defender, Watch, candidates, listen, taken, wins
 from appliance.discovery.interfaces import Reach, reach
 from appliance.security.hosts import IPAddress, interface_addresses
 
@@ -19,9 +19,10 @@ PRODUCT = "hob"
 
 # How often interfaces are looked at; one look takes a fifth of a millisecond.
 LOOK_SECONDS = 3.0
-# A name is defended this often before it is given up, so that two that both insist do not shout for ever.
-DEFENCES = 5
-DEFENCES_PER_SECONDS = 60.0
+# A name is defended at most once a second (RFC 6762 §6), and so often within a minute before it is given up,
+# so that it and a machine that does not know the rule do not shout at each other for ever.
+DEFENCE_SECONDS = 1.0
+DEFENCES_PER_MINUTE = 10
 
 
 def properties(label: str) -> dict[str, str]:
@@ -61,6 +62,7 @@ class Announcer:
         self._info: AsyncServiceInfo | None = None
         self._watch: Watch | None = None
         self._ears: asyncio.DatagramTransport | None = None
+        self._contest = Contest()
         self._rivals: frozenset[IPAddress] = frozenset()
         self._defended: list[float] = []
         self._wake = asyncio.Event()
@@ -106,7 +108,7 @@ class Announcer:
             await self._zeroconf.async_update_interfaces(list(now.multicast))
             await self._open_ears(now)
         # Another network may have another hob.local.
-        if await taken(self._zeroconf.zeroconf, self.host, lambda: self._own):
+        if await self._taken(self._zeroconf, self.host):
             await self._claim(self._zeroconf)
             return
         self._info.addresses = [address.packed for address in now.announced]
@@ -124,7 +126,7 @@ class Announcer:
         await self._withdraw()
         for label in candidates(self._label):
             host = f"{label}.local"
-            if not await taken(zeroconf.zeroconf, host, lambda: self._own):
+            if not await self._taken(zeroconf, host):
                 break
         self._rivals = frozenset()
         self._watch = Watch(host, lambda: self._own, self._hear_rivals)
@@ -137,12 +139,17 @@ class Announcer:
             server=f"{host}.",
             addresses=[address.packed for address in self._reach.announced],
         )
-        # What it returns are the announcements, still being repeated; nobody has to wait for them.
-        await zeroconf.async_register_service(info, allow_name_change=True)
+        # "Cooperating" leaves out zeroconf's own probe: the service's name follows from the host's, which is
+        # ours already, and for the second that it takes nobody would answer for either. What is returned are
+        # the announcements, still being repeated; nobody has to wait for them.
+        await zeroconf.async_register_service(info, cooperating_responders=True)
         self._info = info
         self.host = host
         self._on_host(host)
         logger.info("announced as %s at %s", host, ", ".join(map(str, self._reach.announced)))
+
+    async def _taken(self, zeroconf: AsyncZeroconf, host: str) -> bool:
+        return await taken(zeroconf.zeroconf, host, self._reach.announced, lambda: self._own, self._contest)
 
     async def _withdraw(self) -> None:
         """Take back the name and the service, with goodbyes."""
@@ -159,18 +166,20 @@ class Announcer:
         """Somebody else uses our name: one of us keeps it, by the rule that both know (RFC 6762 §8.2, §9)."""
         assert self._zeroconf is not None
         assert self._info is not None
-        rivals, self._rivals = self._rivals, frozenset()
+        rivals = self._rivals
         if wins(self._reach.announced, rivals) and self._may_defend():
             await self._zeroconf.async_update_service(self._info)
+            await asyncio.sleep(DEFENCE_SECONDS)
+            self._rivals = frozenset()
             return
         logger.info("%s belongs to %s; taking another name", self.host, ", ".join(map(str, rivals)))
         await self._claim(self._zeroconf)
 
     def _may_defend(self) -> bool:
         now = asyncio.get_running_loop().time()
-        self._defended = [when for when in self._defended if now - when < DEFENCES_PER_SECONDS]
+        self._defended = [when for when in self._defended if now - when < 60]
         self._defended.append(now)
-        return len(self._defended) <= DEFENCES
+        return len(self._defended) <= DEFENCES_PER_MINUTE
 
     def _hear_rivals(self, addresses: frozenset[IPAddress]) -> None:
         self._rivals = addresses
@@ -180,7 +189,7 @@ class Announcer:
         if self._ears is not None:
             self._ears.close()
         self._ears = await listen(
-            Defender(lambda: self.host, lambda: self._own, self._answer_probe), now.multicast
+            Defender(self._contest, lambda: self.host, lambda: self._own, self._answer_probe), now.multicast
         )
 
     def _answer_probe(self) -> None:

@@ -4,10 +4,11 @@ zeroconf does both for the names of services, not for the names of hosts.
 """
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
 from zeroconf import (  # type: ignore[attr-defined]  # part of its interface, but left out of __all__
@@ -31,6 +32,8 @@ GROUP, PORT = "224.0.0.251", 5353
 
 PROBES = 3
 PROBE_SECONDS = 0.25
+# How long who is outranked waits before asking again (§8.2).
+DEFER_SECONDS = 1.0
 
 
 def candidates(label: str) -> Iterator[str]:
@@ -84,45 +87,55 @@ class Watch(RecordUpdateListener):
             self._foreign(foreign)
 
 
-async def taken(zc: Zeroconf, host: str, own: Callable[[], frozenset[IPAddress]]) -> bool:
-    """Ask the network three times whether another machine is called `host` (a name ending in .local).
+async def taken(
+    zc: Zeroconf,
+    host: str,
+    ours: Sequence[IPAddress],
+    own: Callable[[], frozenset[IPAddress]],
+    contest: "Contest",
+) -> bool:
+    """Find out by probing whether another machine is called `host` (a name ending in .local).
 
-    The probe has the question of §8.1, type ANY with our own records as authority, and beside it those for
-    A and AAAA, since responders built on zeroconf answer only these. Takes up to a second.
+    Takes about a second; longer where others probe for the same name at the same time and outrank us: then
+    the question is asked again until the winner, who has the name by then, answers it or is found gone.
+
+    Args:
+        ours: the addresses we would publish.
+        own: every address that is this machine's.
+        contest: hears the probes of others meanwhile.
     """
-    others: list[frozenset[IPAddress]] = []
-    heard = asyncio.Event()
-
-    def foreign(addresses: frozenset[IPAddress]) -> None:
-        others.append(addresses)
-        heard.set()
-
-    watch = Watch(host, own, foreign)
-    # Past answers count: a machine that asked the same a moment ago will not be answered again at once.
+    others = asyncio.Event()
+    watch = Watch(host, own, lambda _: others.set())
+    # Past answers count: a machine that answered a moment ago will not answer again at once.
     zc.async_add_listener(watch, [DNSQuestion(f"{host}.", kind, CLASS_IN) for kind in (TYPE_A, TYPE_AAAA)])
     try:
         # Machines that start together, as after a power cut, shall not probe together.
         await asyncio.sleep(random.uniform(0, PROBE_SECONDS))  # noqa: S311 - spreads load, protects nothing
-        for _ in range(PROBES):
-            if heard.is_set():
-                break
-            zc.async_send(_probe(host, own()))
-            try:
-                await asyncio.wait_for(heard.wait(), PROBE_SECONDS)
-            except TimeoutError:
-                continue
+        while True:
+            contest.enter(host, ours)
+            for _ in range(PROBES):
+                zc.async_send(probe(host, ours))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(others.wait(), PROBE_SECONDS)
+                if others.is_set():
+                    return True
+            if not contest.outranked:
+                return False
+            await asyncio.sleep(DEFER_SECONDS)
     finally:
+        contest.leave()
         zc.async_remove_listener(watch)
-    return bool(others)
 
 
-def _probe(host: str, own: Iterable[IPAddress]) -> DNSOutgoing:
+def probe(host: str, ours: Iterable[IPAddress]) -> DNSOutgoing:
+    """The question of §8.1, type ANY with our own records as authority.
+
+    Beside it stand those for A and AAAA, since responders built on zeroconf answer only these.
+    """
     out = DNSOutgoing(0)
     for kind in (TYPE_ANY, TYPE_A, TYPE_AAAA):
         out.add_question(DNSQuestion(f"{host}.", kind, CLASS_IN | UNIQUE))
-    for address in own:
-        if address.is_loopback:
-            continue
+    for address in ours:
         kind = TYPE_A if address.version == 4 else TYPE_AAAA
         # Not by add_authorative_answer: that and the list's type know only what zeroconf itself probes for.
         record = DNSAddress(f"{host}.", kind, CLASS_IN, HOST_TTL, address.packed)
@@ -130,32 +143,66 @@ def _probe(host: str, own: Iterable[IPAddress]) -> DNSOutgoing:
     return out
 
 
-class Defender(asyncio.DatagramProtocol):
-    """Answers probes for our host name, which zeroconf does not: they ask for type ANY (§8.1).
+class Contest:
+    """While we probe for a name: whether another machine probes for it too, and outranks us (§8.2)."""
 
+    def __init__(self) -> None:
+        self.host = ""
+        self.outranked = False
+        self._ours: Sequence[IPAddress] = ()
+
+    def enter(self, host: str, ours: Sequence[IPAddress]) -> None:
+        """We begin to probe for `host`, to publish `ours`."""
+        self.host, self._ours, self.outranked = host, ours, False
+
+    def leave(self) -> None:
+        """We have ended."""
+        self.host = ""
+
+    def hear(self, theirs: Collection[IPAddress]) -> None:
+        """Another machine probes for the same name, to publish `theirs`."""
+        self.outranked |= wins(theirs, self._ours)
+
+
+class Defender(asyncio.DatagramProtocol):
+    """Hears the probes of other machines, which zeroconf takes no notice of: they ask for type ANY (§8.1).
+
+    Those for the name we hold are answered by `answer`; those for the name we probe for go to the contest.
     Listens on a socket of its own, bound to the group's address so that it takes no unicast packet away from
-    other responders. `answer` is called for each probe from another machine.
+    other responders.
     """
 
     def __init__(
-        self, host: Callable[[], str], own: Callable[[], frozenset[IPAddress]], answer: Callable[[], None]
-    ):
-        self._host = host
+        self,
+        contest: Contest,
+        held: Callable[[], str],
+        own: Callable[[], frozenset[IPAddress]],
+        answer: Callable[[], None],
+    ) -> None:
+        self._contest = contest
+        self._held = held
         self._own = own
         self._answer = answer
 
     def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:
         """Called by asyncio for every multicast DNS packet."""
         message = DNSIncoming(data)
-        if not message.valid or not message.is_query() or not message.is_probe():
+        if not message.valid or not message.is_query() or not message.isprobe():
             return
         if ip_address(str(addr[0])) in self._own():
             return
-        asked = f"{self._host()}.".lower()
-        if any(
-            question.type == TYPE_ANY and question.name.lower() == asked for question in message.questions
-        ):
+        asked = {question.name.lower() for question in message.questions if question.type == TYPE_ANY}
+        if f"{self._held()}.".lower() in asked:
             self._answer()
+        name = f"{self._contest.host}.".lower()
+        if name in asked:
+            self._contest.hear(
+                [
+                    ip_address(record.address)
+                    for record in message.answers()
+                    if isinstance(record, DNSAddress) and record.name.lower() == name
+                ]
+            )
 
 
 async def listen(defender: Defender, addresses: Sequence[str]) -> asyncio.DatagramTransport | None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from ipaddress import ip_address
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from appliance.cli.discover import command
 from appliance.discovery import Announcer, Found
 from appliance.discovery.announce import instance, properties
-from appliance.discovery.hostname import Defender, candidates, wins
+from appliance.discovery.hostname import Contest, Defender, candidates, probe, wins
 from appliance.discovery.interfaces import Reach, reach
 from appliance.security.hosts import IPAddress
 from tests.appliance.lan import Lan, Machine, a_lan, ip, missing, python, wait_for
@@ -176,6 +176,20 @@ def test_two_networks_that_meet_settle_who_is_who(lan: Lan, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.lan
 @lan_test
+def test_hobs_that_start_together_agree_at_once(lan: Lan, tmp_path: Path) -> None:
+    """After a power cut all probe for one name; the rule gives each its own, and none is taken back."""
+    hobs = [Hob(lan.machine(), tmp_path / f"{number}.log") for number in range(3)]
+    with ExitStack() as stack:
+        for hob in hobs:
+            stack.enter_context(hob.announce())
+        names = {"hob.local", "hob-2.local", "hob-3.local"}
+        wait_for("three names", lambda: {hob.host() for hob in hobs} == names)
+        assert all(hob.log.read_text().count("host") == 1 for hob in hobs)
+
+
+@pytest.mark.slow
+@pytest.mark.lan
+@lan_test
 def test_a_new_address_is_announced(lan: Lan, tmp_path: Path) -> None:
     """When the router gives another address, or the cable comes late, hob.local follows."""
     avahi = lan.avahi(lan.machine(), "neighbour")
@@ -265,11 +279,45 @@ def test_rivals_compare_like_the_standard_says() -> None:
     assert wins([ip_address("::1")], [high])
 
 
+@given(addresses, addresses)
+def test_probes_of_others_are_weighed_while_probing(ours: set[IPAddress], theirs: set[IPAddress]) -> None:
+    """Another machine's probe for the same name outranks ours or not, by the same rule for both."""
+    contest = Contest()
+    answered: list[bool] = []
+    defender = Defender(contest, lambda: "held.local", frozenset, lambda: answered.append(True))
+    contest.enter("Hob.local", sorted(ours, key=str))
+
+    def hear(host: str) -> None:
+        for packet in probe(host, theirs).packets():
+            defender.datagram_received(packet, ("192.0.2.7", 5353))
+
+    hear("other.local")
+    assert not contest.outranked
+    hear("hob.local")
+    assert contest.outranked == wins(theirs, ours)
+    assert not answered
+    hear("held.local")
+    assert answered
+
+
+def test_our_own_probes_are_not_weighed() -> None:
+    """Multicast comes back to its sender, who must not outrank itself."""
+    contest = Contest()
+    low, high = ip_address("192.0.2.1"), ip_address("192.0.2.9")
+    defender = Defender(
+        contest, lambda: "hob.local", lambda: frozenset({high}), lambda: pytest.fail("answered")
+    )
+    contest.enter("hob.local", [low])
+    (packet,) = probe("hob.local", [high]).packets()
+    defender.datagram_received(packet, (str(high), 5353))
+    assert not contest.outranked
+
+
 @given(st.binary(max_size=200))
 def test_malformed_packets_are_ignored(data: bytes) -> None:
     """Whatever arrives from the network, the listener goes on and answers nothing."""
     answered: list[bool] = []
-    defender = Defender(lambda: "hob.local", frozenset, lambda: answered.append(True))
+    defender = Defender(Contest(), lambda: "hob.local", frozenset, lambda: answered.append(True))
     defender.datagram_received(data, ("192.0.2.7", 5353))
     assert answered == []
 
