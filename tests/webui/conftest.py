@@ -5,12 +5,14 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 import uvicorn
@@ -21,9 +23,8 @@ from appliance.config import load_settings
 from appliance.engine.client import EngineClient
 from appliance.engine.messages import Finished, Generate, ModelRef, Stats, Tokens
 from appliance.errors import EngineUnavailableError
-from appliance.models import Models
 from appliance.store import Store
-from tests.service import GOLDEN, MODEL, TINY
+from tests.service import GOLDEN, MODEL, START_SECONDS, TINY
 
 WAIT = 20_000
 """Milliseconds that a browser test waits for anything: enough for a slow machine, and bounded."""
@@ -98,7 +99,6 @@ class Site:
     url: str
     store: Store
     engine: PacedEngine
-    models: Models
 
     def chat(self, question: str, answer: str) -> str:
         """Write a finished conversation into the database; its address."""
@@ -122,17 +122,31 @@ def site_of_session(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, proxy_headers=False, timeout_graceful_shutdown=2)
     )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page service")
-    thread.start()
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [listener]}, name="page service", daemon=True
+    )
     # A second connection to the same file, as SQLite allows: the service's own belongs to its thread.
     store = Store(folder / "hob.db")
-    yield Site(f"http://127.0.0.1:{port}", store, engine, app.state.models)
-    engine.release()
-    server.should_exit = True
-    thread.join(30)
-    store.close()
-    listener.close()
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(url)
+        yield Site(url, store, engine)
+    finally:
+        engine.release()
+        server.should_exit = True
+        thread.join(30)
+        store.close()
+        listener.close()
     assert not thread.is_alive()
+
+
+def _wait_until_ready(url: str) -> None:
+    """Return once the service's model is loaded."""
+    deadline = time.monotonic() + START_SECONDS
+    while httpx2.get(f"{url}/healthz").status_code != 200:
+        assert time.monotonic() < deadline, "the service did not become ready"
+        time.sleep(0.05)
 
 
 @pytest.fixture
