@@ -187,7 +187,7 @@ class Defender(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:
         """Called by asyncio for every multicast DNS packet."""
         message = DNSIncoming(data)
-        if not message.valid or not message.is_query() or not message.isprobe():
+        if not message.valid or not message.is_query() or not message.is_probe():
             return
         if ip_address(str(addr[0])) in self._own():
             return
