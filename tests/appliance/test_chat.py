@@ -35,6 +35,17 @@ def decoded(chat: ChatFormat, ids: Sequence[int]) -> str:
     return "".join([*map(stream.push, ids), stream.flush()])
 
 
+def controls(chat: ChatFormat, ids: Sequence[int]) -> list[bytes]:
+    """The special tokens among the ids."""
+    return [chat.token_bytes(token) for token in ids if silent(chat, token)]
+
+
+def silent(chat: ChatFormat, token: int) -> bool:
+    """Whether a token gives no text even when the stream ends after it."""
+    stream = chat.detokenizer()
+    return stream.push(token) + stream.flush() == ""
+
+
 def spelled(chat: ChatFormat, ids: Sequence[int]) -> str:
     """The ids as text with special tokens spelled out."""
     return b"".join(map(chat.token_bytes, ids)).decode()
@@ -203,8 +214,7 @@ def test_messages_cannot_hold_control_tokens(
     for chat in (golden, guide):
         harmless = chat.encode([Message(role=role, content="-"), *user("Go")])
         ids = chat.encode([Message(role=role, content=text), *user("Go")])
-        special = [token for token in ids if token in chat._vocabulary.special]
-        assert special == [token for token in harmless if token in chat._vocabulary.special]
+        assert controls(chat, ids) == controls(chat, harmless)
         assert text in spelled(chat, ids)
 
 
@@ -226,7 +236,7 @@ def test_no_combination_makes_a_control_token(pieces: list[str], golden: ChatFor
     """However spellings are nested and cut, no control token comes of it and no character is lost."""
     text = "".join(pieces)
     ids = golden.encode_text(text)
-    assert golden._vocabulary.special.isdisjoint(ids)
+    assert controls(golden, ids) == []
     assert decoded(golden, ids) == text
     prompt = golden.encode(user(text))
     assert prompt.count(1023) == 2
