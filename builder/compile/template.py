@@ -118,6 +118,8 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
+                tools=None,  # not undefined: templates ask `tools is not none`
+                documents=None,
                 add_generation_prompt=answer,
                 **self.special,
             )

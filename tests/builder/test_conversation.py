@@ -186,6 +186,13 @@ def test_where_templates_are_found(files: dict[str, object], expected: str | Non
     assert (template.source if template else None) == expected
 
 
+def test_names_that_templates_rely_on() -> None:
+    """Tools and documents are none rather than undefined; today's date can be asked for."""
+    source = "{{ tools is none }} {{ documents is none }} {{ strftime_now('%Y') }} {{ {'ä': '<'} | tojson }}"
+    template = ChatTemplate.compile(source, {}, lambda pattern: f"[{pattern}]")
+    assert template.render(TALK) == 'True True [%Y] {"ä": "<"}'
+
+
 def test_special_tokens_given_as_objects(tmp_path: Path) -> None:
     """Special tokens are found whether written as text or as an object."""
     config = {
