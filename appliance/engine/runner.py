@@ -29,6 +29,10 @@ from builder.errors import BuildError
 
 log = logging.getLogger(__name__)
 
+# Most prompt tokens between two looks for a cancelled request: a long chunk keeps a slow processor busy for
+# seconds with what nobody wants any more, a short one reads all weights for little work.
+MAX_CHUNK = 128
+
 # One sequence at a time; its number in the model's KV cache.
 _SEQUENCE = 0
 
@@ -145,7 +149,7 @@ class Runner:
             while not self._stopping:
                 step = self._scheduler.next(
                     self._loaded,
-                    chunk=self._model.prefill_chunk if self._model else 1,
+                    chunk=min(self._model.prefill_chunk, MAX_CHUNK) if self._model else 1,
                     context=self._model.context if self._model else 0,
                 )
                 if step:
