@@ -83,7 +83,10 @@ def llama_config(
     hidden = number("hidden_size")
     theta, scaling = rope(file, source)
     context = context_window_size or number("max_position_embeddings")
-    config = {
+    kv_heads = number("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise FormatError(f"{file}: num_key_value_heads does not divide num_attention_heads")
+    return {
         "hidden_size": hidden,
         "intermediate_size": number("intermediate_size"),
         "num_attention_heads": heads,
@@ -95,16 +98,13 @@ def llama_config(
         "rope_scaling": scaling,
         "context_window_size": context,
         "prefill_chunk_size": min(prefill_chunk_size or 8192, context),
-        "num_key_value_heads": number("num_key_value_heads", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": number("head_dim", hidden // heads),
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
         "max_batch_size": max_batch_size,
         "disaggregation": False,
     }
-    if heads % config["num_key_value_heads"]:
-        raise FormatError(f"{file}: num_key_value_heads does not divide num_attention_heads")
-    return config
 
 
 def rope(file: Path, source: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
