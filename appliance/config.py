@@ -4,6 +4,7 @@ The class is the one table of settings: the command line, the reference page and
 """
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,8 +74,10 @@ def load_settings(**flags: Any) -> Settings:
     """Read every source and return the settings. Flags of value None count as not given.
 
     Raises:
-        SettingsError: a value is wrong or a key unknown; the message names both.
+        SettingsError: a value is wrong or a key unknown, and the message names both; or a file cannot be read.
     """
+    for file in config_files():
+        _check(file)
     try:
         return Settings(**{key: value for key, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -84,5 +87,16 @@ def load_settings(**flags: Any) -> Settings:
             f"setting {key!r}: {first['msg']} (got {first['input']!r})",
             hint=f"Look at HOB_{key.upper()} and at {', '.join(map(str, config_files()))}.",
         ) from error
-    except ValueError as error:  # malformed TOML
-        raise SettingsError(f"cannot read settings: {error}") from error
+
+
+def _check(file: Path) -> None:
+    """Refuse a file that is not TOML, or that HOB_CONFIG names and is not there."""
+    try:
+        tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if str(file) == os.environ.get("HOB_CONFIG"):
+            raise SettingsError(f"{file}, which HOB_CONFIG names, does not exist") from error
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # covers bad TOML and bad UTF-8
+        raise SettingsError(f"{file} is not valid TOML: {error}") from error

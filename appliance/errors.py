@@ -39,6 +39,12 @@ class HobError(Exception):
         if code is not None:
             self.code = code
 
+    @property
+    def explanation(self) -> str:
+        """The message as a sentence, and the hint."""
+        sentence = self.message if self.message.endswith((".", "!", "?", "…")) else f"{self.message}."
+        return f"{sentence} {self.hint}".rstrip()
+
 
 class SettingsError(HobError):
     """A setting has a value it cannot have; the message names key, value and source."""

@@ -346,8 +346,7 @@ def outcome(writing: asyncio.Task[Delta]) -> tuple[State, str, Delta]:
     if error is None:
         return "done", "", writing.result().model_copy(update={"text": ""})
     if isinstance(error, HobError):
-        message = f"{error.message[:1].upper()}{error.message[1:].rstrip('.')}."
-        return "error", f"{message} {error.hint}".rstrip(), Delta(finish="error")
+        return "error", error.explanation, Delta(finish="error")
     log.error("an answer failed", exc_info=error)
     return "error", "Something went wrong inside Hob; its log has the details.", Delta(finish="error")
 

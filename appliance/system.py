@@ -89,7 +89,7 @@ class Readiness:
                 self._health = Health("starting", name, error.message)
                 await asyncio.sleep(error.retry_after or 1)
             except HobError as error:
-                self._health = Health("failed", name, f"{error.message}. {error.hint}".rstrip())
+                self._health = Health("failed", name, error.explanation)
                 break
             else:
                 self._health = Health("ok", name)

@@ -22,7 +22,7 @@ from appliance.api import problem
 from appliance.api.openai_request import ChatRequest, parse
 from appliance.api.sse import COMMENT, EventStream, event, heartbeat
 from appliance.domain import Delta, FinishReason, Logprobs, ModelCard, TokenLogprob, Usage
-from appliance.errors import HobError
+from appliance.errors import HobError, NotFoundError
 from appliance.inference import Inference
 from appliance.models import Models
 
@@ -41,7 +41,9 @@ def routes(models: Models, inference: Inference) -> list[BaseRoute]:
         return JSONResponse({"object": "list", "data": cards})
 
     async def one_model(request: Request) -> Response:
-        return JSONResponse(_model(models.get(request.path_params["id"]).card))
+        if not (name := request.path_params["id"]):
+            raise NotFoundError("there is nothing at this address")
+        return JSONResponse(_model(models.get(name).card))
 
     async def chat_completions(request: Request) -> Response:
         asked = parse(await request.body())

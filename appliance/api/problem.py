@@ -10,9 +10,13 @@ from appliance.errors import HobError, InvalidRequestError, NotFoundError
 
 def body(error: HobError) -> dict[str, Any]:
     """An error as the JSON object OpenAI's clients understand; the hint is part of the message."""
-    message = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
     return {
-        "error": {"message": message, "type": error.type, "param": error.param, "code": error.code},
+        "error": {
+            "message": error.explanation,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
     }
 
 

@@ -126,6 +126,11 @@ def test_logprobs(client: openai.OpenAI) -> None:
         assert entry.logprob <= 0
     raw = b"".join(bytes(entry.bytes or []) for entry in logprobs.content)
     assert raw.decode(errors="replace") == answer.choices[0].message.content
+    streamed = client.chat.completions.create(
+        model=TINY, messages=HELLO, max_tokens=6, temperature=0, logprobs=True, top_logprobs=3, stream=True
+    )
+    pieces = [chunk.choices[0].logprobs for chunk in streamed]
+    assert [entry for piece in pieces if piece for entry in piece.content or ()] == logprobs.content
 
 
 def test_stop_string_ends_the_answer_before_itself(client: openai.OpenAI) -> None:
@@ -295,6 +300,7 @@ def test_unicode_of_every_plane(server: Hob) -> None:
     [
         ("GET", "/v1/nothing", 404),
         ("GET", "/v1", 404),
+        ("GET", "/v1/models/", 404),
         ("POST", "/v1/embeddings", 404),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
