@@ -74,7 +74,7 @@ def load_settings(**flags: Any) -> Settings:
     """Read every source and return the settings. Flags of value None count as not given.
 
     Raises:
-        SettingsError: a value is wrong or a key unknown, and the message names both; or a file cannot be read.
+        SettingsError: a wrong value or unknown key, with both named; or a file that cannot be read.
     """
     for file in config_files():
         _check(file)
