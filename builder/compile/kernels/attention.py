@@ -57,32 +57,53 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Keys or values of a task.
+
+    Attributes:
+        buffer: float32, whose last dimension is that of a head.
+        place: the other indices of a row, from the number of its block and its number in there.
+    """
+
+    buffer: Buffer
+    place: Callable[[Expr, Expr], tuple[Expr, ...]]
+
+    def load(self, block: Expr, row: Expr, column: Expr) -> Expr:
+        """16 columns of a row that exists."""
+        return vec.load(self.buffer, *self.place(block, row), column)
+
+    def prefetch(self, block: Expr, row: Expr, column: Expr) -> None:
+        """The cache line of those columns, of any row of a block that exists."""
+        vec.prefetch(tirx.address_of(self.buffer[(*self.place(block, row), column)]))
+
+
+@dataclass(frozen=True)
 class Task:
     """One task's operands, as TIR expressions.
 
     Attributes:
         query, output, lse: float32 [tokens, heads, dim], the same, and [tokens, heads].
-        key, value: (block, key within the block, first column) -> 16 columns. Asked for keys that exist only.
+        keys, values: what is attended to.
+        length: how many keys there are; may be 0.
         kv_head: the key/value head.
         token: the sequence's first query token.
         tokens: how many query tokens the sequence has.
-        keys: how many keys the sequence has; may be 0.
-        causal: int32; if not 0, the last query token sees all keys, the one before it all but one, and so on.
         first: the task's first row.
+        causal: int32; if not 0, the last query token sees all keys, the one before it all but one, and so on.
         scale: what scores are multiplied with before the softmax.
     """
 
     query: Buffer
     output: Buffer
     lse: Buffer
-    key: Callable[[Expr, Expr, Expr], Expr]
-    value: Callable[[Expr, Expr, Expr], Expr]
+    keys: Rows
+    values: Rows
+    length: Expr
     kv_head: Expr
     token: Expr
     tokens: Expr
-    keys: Expr
-    causal: Expr
     first: Expr
+    causal: Expr
     scale: Expr
 
 
@@ -107,15 +128,17 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
 
     def visible(row: Expr) -> Expr:
         """How many keys a row sees, counted from the first."""
-        earlier = task.keys - task.tokens + tirx.floordiv(row, group) + 1
-        return tirx.Select(task.causal != 0, tirx.Min(task.keys, earlier), task.keys)
+        earlier = task.length - task.tokens + tirx.floordiv(row, group) + 1
+        return tirx.Select(task.causal != 0, tirx.Min(task.length, earlier), task.length)
 
     def place(row: Expr) -> tuple[Expr, Expr]:
         """Token and query head of a row."""
         head = task.kv_head * group + tirx.floormod(row, group)
         return vec.fixed(task.token + tirx.floordiv(row, group)), vec.fixed(head)
 
-    with T.serial(0, tiles * tile) as index:
+    # Tiles that hold a row that exists.
+    steps = vec.fixed(tirx.Min(vec.i32(tiles), tirx.floordiv(last - task.first + tile, tile)))
+    with T.serial(0, steps * tile) as index:
         token, head = place(tirx.Min(task.first + index, last))
         for part in range(parts):
             at = index * columns + part * vec.LANES
@@ -128,16 +151,21 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
         T.buffer_store(peaks, vec.f32(NO_SCORE), [index])
 
     seen = vec.fixed(visible(tirx.Min(task.first + rows - 1, last)))
-    with T.serial(0, tirx.floordiv(seen + (PAGE - 1), PAGE)) as block:
-        count = vec.fixed(tirx.Min(vec.i32(PAGE), task.keys - block * PAGE))
+    blocks = vec.fixed(tirx.floordiv(seen + (PAGE - 1), PAGE))
+    with T.serial(0, blocks) as block:
+        count = vec.fixed(tirx.Min(vec.i32(PAGE), task.length - block * PAGE))
+        # Pages are scattered: no hardware prefetcher knows where the next block lies.
+        following = vec.fixed(tirx.Min(block + 1, blocks - 1))
         with T.serial(0, parts) as part:
             column = part * vec.LANES
-            loaded = [
-                T.bind(task.key(block, tirx.Min(vec.i32(key), count - 1), column)) for key in range(PAGE)
-            ]
+            loaded = []
+            for row in range(PAGE):
+                loaded.append(T.bind(task.keys.load(block, tirx.Min(vec.i32(row), count - 1), column)))
+                task.keys.prefetch(following, vec.i32(row), column)
+                task.values.prefetch(following, vec.i32(row), column)
             for index, vector in enumerate(_transposed(loaded)):
                 vec.store(block_keys, vector, (column + index) * vec.LANES)
-        with T.serial(0, tiles) as step:
+        with T.serial(0, steps) as step:
             rows_ = [T.bind(step * tile + index) for index in range(tile)]
             bound = [vec.fixed(visible(task.first + row)) for row in rows_]
 
@@ -265,7 +293,7 @@ def _accumulate(
         for (row, part), sum_ in sums.items():
             vec.assign(sum_, vec.load(acc, rows[row] * columns + part * vec.LANES))
         with T.serial(0, count) as key:
-            values = {part: T.bind(task.value(block, key, vec.i32(part * vec.LANES))) for part in taken}
+            values = {part: T.bind(task.values.load(block, key, vec.i32(part * vec.LANES))) for part in taken}
             for row in range(len(rows)):
                 weight = T.bind(vec.splat(weights[row * vec.LANES + key]))
                 for part in taken:

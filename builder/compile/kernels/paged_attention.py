@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from . import vector as vec
-from .attention import PAGE, Heads, Task, attend, chunk_rows
+from .attention import PAGE, Heads, Rows, Task, attend, chunk_rows
 from .isa import Isa
 from .vector import Buffer, Expr, PrimFunc
 
@@ -37,21 +37,21 @@ def decode(heads: Heads, isa: Isa) -> PrimFunc:
         with vec.root(), T.parallel(0, batch * heads.kv) as index:
             sequence = vec.fixed(tirx.floordiv(index, heads.kv))
             kv_head = vec.fixed(tirx.floormod(index, heads.kv))
-            key, value = pages.readers(sequence, kv_head)
+            keys, values = pages.rows(sequence, kv_head)
             task = Task(
-                query,
-                output,
-                lse,
-                key,
-                value,
-                kv_head,
+                query=query,
+                output=output,
+                lse=lse,
+                keys=keys,
+                values=values,
+                length=pages.length(sequence),
+                kv_head=kv_head,
                 token=sequence,
                 tokens=vec.i32(1),
-                keys=pages.length(sequence),
-                causal=vec.i32(0),
                 first=vec.i32(0),
+                causal=vec.i32(0),
                 scale=scale,
-            )  # fmt: skip - operands in one line, then the geometry
+            )
             attend(task, heads, isa, heads.group)
 
     return vec.build(f"paged_decode_{isa.name}_{heads.name}", body)
@@ -79,9 +79,21 @@ def paged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
         scale = _rotary_and_scale()
 
         def task(sequence: Expr, kv_head: Expr, token: Expr, tokens: Expr, first: Expr) -> Task:
-            key, value = pages.readers(sequence, kv_head)
-            keys = pages.length(sequence)
-            return Task(query, output, lse, key, value, kv_head, token, tokens, keys, causal, first, scale)
+            keys, values = pages.rows(sequence, kv_head)
+            return Task(
+                query=query,
+                output=output,
+                lse=lse,
+                keys=keys,
+                values=values,
+                length=pages.length(sequence),
+                kv_head=kv_head,
+                token=token,
+                tokens=tokens,
+                first=first,
+                causal=causal,
+                scale=scale,
+            )
 
         with vec.root():
             _each_task(batch, q_indptr, heads, isa, task)
@@ -101,8 +113,8 @@ def ragged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
         total, batch, length = T.int32(), T.int32(), T.int32()
         query = vec.tensor("q", (total, heads.query, heads.dim), "float32")
         q_indptr = _index("q_indptr", batch + 1)
-        keys = vec.tensor("k", (length, heads.kv, heads.dim), "float32")
-        values = vec.tensor("v", (length, heads.kv, heads.dim), "float32")
+        k = vec.tensor("k", (length, heads.kv, heads.dim), "float32")
+        v = vec.tensor("v", (length, heads.kv, heads.dim), "float32")
         kv_indptr = _index("kv_indptr", batch + 1)
         _index("q_rope_position", total)
         _index("k_rope_pos_offset", batch)
@@ -114,26 +126,23 @@ def ragged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
         def task(sequence: Expr, kv_head: Expr, token: Expr, tokens: Expr, first: Expr) -> Task:
             start = vec.fixed(kv_indptr[sequence])
 
-            def reader(source: Buffer) -> Callable[[Expr, Expr, Expr], Expr]:
-                return lambda block, index, column: vec.load(
-                    source, start + block * PAGE + index, kv_head, column
-                )
+            def part(source: Buffer) -> Rows:
+                return Rows(source, lambda block, row: (start + block * PAGE + row, kv_head))
 
-            count = vec.fixed(kv_indptr[sequence + 1] - start)
             return Task(
-                query,
-                output,
-                lse,
-                reader(keys),
-                reader(values),
-                kv_head,
-                token,
-                tokens,
-                count,
-                causal,
-                first,
-                scale,
-            )  # fmt: skip - operands in one line
+                query=query,
+                output=output,
+                lse=lse,
+                keys=part(k),
+                values=part(v),
+                length=vec.fixed(kv_indptr[sequence + 1] - start),
+                kv_head=kv_head,
+                token=token,
+                tokens=tokens,
+                first=first,
+                causal=causal,
+                scale=scale,
+            )
 
         with vec.root():
             _each_task(batch, q_indptr, heads, isa, task)
@@ -156,16 +165,16 @@ class _Pages:
         count = vec.fixed(self._indptr[sequence + 1] - self._indptr[sequence])
         return vec.fixed(tirx.Select(count > 0, (count - 1) * PAGE + self._last[sequence], vec.i32(0)))
 
-    def readers(self, sequence: Expr, kv_head: Expr) -> list[Callable[[Expr, Expr, Expr], Expr]]:
-        """What reads keys and what reads values, for a `Task`."""
+    def rows(self, sequence: Expr, kv_head: Expr) -> list[Rows]:
+        """Keys and values of a sequence's head."""
         start = vec.fixed(self._indptr[sequence])
 
-        def reader(which: int) -> Callable[[Expr, Expr, Expr], Expr]:
-            return lambda block, index, column: vec.load(
-                self._pages, self._values[start + block], vec.i32(which), kv_head, index, column
+        def part(which: int) -> Rows:
+            return Rows(
+                self._pages, lambda block, row: (self._values[start + block], vec.i32(which), kv_head, row)
             )
 
-        return [reader(0), reader(1)]
+        return [part(0), part(1)]
 
 
 def _index(name: str, length: Expr) -> Buffer:

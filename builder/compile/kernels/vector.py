@@ -126,6 +126,13 @@ def store(buffer: Buffer, expr: Expr, *index: Expr, lanes: int = LANES) -> None:
     T.buffer_store(buffer, expr, [*index[:-1], tirx.Ramp(index[-1], 1, lanes)])
 
 
+def prefetch(address: Expr) -> None:
+    """Fetch the cache line at `address_of(...)` for reading. Never faults, wherever the address points."""
+    # Read access, keep in all cache levels, data.
+    options = i32(0), i32(3), i32(1)
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *options))
+
+
 def i32(number: int) -> Expr:
     """An int32 constant."""
     return tirx.const(number, "int32")

@@ -148,10 +148,7 @@ def linear(
 
 def _prefetch(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> None:
     for line in range(0, 16 * isa.lanes, 64):
-        address = tirx.address_of(packed[group, block, line + PREFETCH])
-        # Read access, keep in all cache levels, data.
-        options = vec.i32(0), vec.i32(3), vec.i32(1)
-        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *options))
+        vec.prefetch(tirx.address_of(packed[group, block, line + PREFETCH]))
 
 
 def _dots(
