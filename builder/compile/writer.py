@@ -110,8 +110,10 @@ class ShardWriter:
     otherwise the open shard is written first. Shards are numbered in the order they are written.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cap: int = SHARD_CAP) -> None:
+        """Write into `directory`; shards of less than `cap` bytes, except those of one large tensor."""
         self._directory = directory
+        self._cap = cap
         self._shards: list[dict[str, Any]] = []
         self._open: list[_Record] = []
         self._data = bytearray()
@@ -133,8 +135,8 @@ class ShardWriter:
         record = _Record(name, list(shape), dtype, "f32-to-bf16", math.prod(shape) * stored, 0)
         self._bytes += math.prod(shape) * ITEM_BYTES[dtype]
         pieces = (_stored(block, dtype) for block in blocks)
-        if len(self._data) + record.nbytes >= SHARD_CAP:
-            if record.nbytes * 2 >= SHARD_CAP:
+        if len(self._data) + record.nbytes >= self._cap:
+            if record.nbytes * 2 >= self._cap:
                 self._write([record], pieces)
                 return
             self._flush()
