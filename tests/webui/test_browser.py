@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.conftest import StartHob
+from tests.service import TINY
 from tests.webui.conftest import WAIT, Desk, Site
 
 pytestmark = pytest.mark.browser
@@ -108,6 +110,21 @@ def test_a_lost_connection_is_taken_up_again(desk: Desk, site: Site) -> None:
     page.reload()
     assert answer(page).locator(".text").inner_text() == said
     desk.complaints.clear()  # the browser reports the connection that the test cut
+
+
+def test_a_page_outlives_a_power_cut(desk: Desk, start_hob: StartHob) -> None:
+    """When Hob dies during an answer, the page says so, comes back with it, and shows what was saved."""
+    hob = start_hob(HOB_MODEL=TINY)
+    page = desk.open(hob.url)
+    ask(page, "Go on and on")
+    writing(page)
+    hob.kill()
+    expect(answer(page).locator(".status")).to_contain_text("Reconnecting")
+    start_hob("--port", str(hob.port), HOB_MODEL=TINY)
+    has_state(page, "stopped")
+    expect(answer(page).locator(".remark")).to_contain_text("Interrupted")
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    desk.complaints.clear()  # the browser reports the lost connection, and this service's own address
 
 
 def test_stop_works_after_a_reload(desk: Desk) -> None:
