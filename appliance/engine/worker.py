@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import ctypes
 import functools
 import itertools
 import logging
@@ -202,6 +203,19 @@ def load_native(model: ModelRef, *, threads: int) -> Model:
     )
 
 
+def keep_freed_memory() -> None:
+    """Let glibc reuse the arrays of one token for the next one instead of returning them to the kernel.
+
+    Sampling from a vocabulary of 128k with top_p takes 0.5 ms so, 1.3 ms with the page faults otherwise.
+    Weights are larger than the bound, so that closing a model still returns them.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, 16 * 2**20)
+        mallopt(mmap_threshold, 4 * 2**20)
+
+
 def main(arguments: Sequence[str] | None = None, *, load: Loader | None = None) -> None:
     """Run the process. `load` replaces the native engine."""
     parser = argparse.ArgumentParser(prog="appliance.engine.worker", description="Hob's engine process.")
@@ -216,6 +230,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader | None = None) 
     os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, when the runtime starts its pool
     with contextlib.suppress(OSError):  # the name that top and ps show, where there is procfs
         Path("/proc/self/comm").write_text("hob-engine")
+    keep_freed_memory()
     load = load or functools.partial(load_native, threads=threads)
     try:
         asyncio.run(run(load, fd=chosen.fd, path=chosen.socket))

@@ -14,6 +14,7 @@ from appliance.engine.messages import Sampling
 from appliance.engine.sampler import Floats, Sampler, candidates, draw, nucleus_floor, reach, scored
 from appliance.errors import HobError, InvalidRequestError
 
+# From single tokens to several blocks of the search; spread out so that the likely ones are few or many.
 logits_of = arrays.arrays(
     np.float32,
     st.integers(1, 700),
@@ -45,8 +46,7 @@ def kept(logits: Floats, **wanted: Any) -> set[int]:
     ids, weights = candidates(logits, Sampling(**wanted))
     assert weights.max() == 1
     everything = np.arange(logits.size) if ids is None else ids
-    assert everything.size == weights.size
-    return set(everything.tolist())
+    return set(everything[weights > 0].tolist())
 
 
 @given(logits_of, st.integers(1, 800))
@@ -99,7 +99,7 @@ def test_reach_is_the_plain_running_sum(weights: Floats, share: float) -> None:
     """The two-level search finds the index of a running sum, and never a weight of 0."""
     weights[0] = 1
     total = math.fsum(weights)
-    index = reach(weights, share, exceed=True)
+    index = reach(weights, share)
     assert weights[index] > 0
     assert math.fsum(weights[:index]) <= share * total * (1 + 1e-12)
     assert math.fsum(weights[: index + 1]) >= share * total * (1 - 1e-12)
@@ -107,8 +107,16 @@ def test_reach_is_the_plain_running_sum(weights: Floats, share: float) -> None:
 
 def test_a_nucleus_of_everything() -> None:
     """A top_p just below 1 keeps even the least token of a flat distribution, for all the rounding."""
-    weights = np.full(100_003, 1, np.float32)
-    assert nucleus_floor(weights, 1 - 2**-53) == 1
+    weights = np.linspace(1, 0.5, 100_003, dtype=np.float32)
+    assert nucleus_floor(weights, 1 - 2**-53) == 0.5
+
+
+def test_a_nucleus_of_nothing() -> None:
+    """A top_p of 0 keeps the most likely token, whatever block of the search it lies in."""
+    weights = np.zeros(3000, np.float32)
+    weights[[100, 2000]] = 0.25, 1
+    assert nucleus_floor(weights, 0) == 1
+    assert reach(weights, 1) == 2000
 
 
 @given(logits_of, st.integers(0, 2**32), st.integers(0, 40), shares, shares, st.floats(0.01, 5))
