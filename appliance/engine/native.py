@@ -266,11 +266,18 @@ class NativeModel:
 def runtime(threads: int = 0) -> Any:
     """Load TVM's runtime libraries, once, and return the `tvm_ffi` module.
 
-    `threads` counts at the first call only: the thread pool reads it when it starts.
+    `threads` counts at the first call only, because the thread pool reads it when it starts; 0 means one per
+    physical core that this process may use. A TVM_NUM_THREADS from outside wins.
     """
-    if threads:
-        os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    # TVM's own default halves the count on x86, where it takes every second core for a hyper-thread.
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads or cores()))
     return _runtime()
+
+
+def cores() -> int:
+    """Physical cores that this process may use; all logical ones where the system does not tell them apart."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
 @cache

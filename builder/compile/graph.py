@@ -20,7 +20,7 @@ from builder.compile.targets import Target
 from builder.errors import FormatError
 
 # Rows of the largest prefill. More would cost memory for intermediate results and gain little speed.
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 256
 # Sequences decoded together.
 MAX_BATCH = 4
 
