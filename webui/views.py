@@ -14,7 +14,7 @@ import segno
 from markupsafe import Markup
 from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from appliance import __version__
@@ -29,7 +29,7 @@ from appliance.security.keys import add_key
 from appliance.store import Store, StoredMessage
 from appliance.system import Readiness
 from webui import live, presenters
-from webui.assets import Assets
+from webui.assets import FOLDER, Assets
 from webui.pages import ChatPage, ErrorPage, HomePage, Page, SearchPage, SettingsPage, Sidebar
 from webui.rendering import to_html
 
@@ -334,6 +334,11 @@ async def revoke_key(request: Request) -> Response:
     return RedirectResponse("/settings#keys", 303)
 
 
+async def icon(request: Request) -> Response:
+    """GET /favicon.ico: what browsers ask for beside things that are no pages."""
+    return FileResponse(FOLDER / "hob.svg")
+
+
 def routes() -> list[BaseRoute]:
     """Everything under / that people see, and the static files."""
     message = "/chats/{chat:row}/messages/{message:row}"
@@ -351,5 +356,6 @@ def routes() -> list[BaseRoute]:
         Route("/settings", settings, methods=["GET"]),
         Route("/settings/keys", make_key, methods=["POST"]),
         Route("/settings/keys/{key:row}/revoke", revoke_key, methods=["POST"]),
+        Route("/favicon.ico", icon, methods=["GET"]),
         Mount("/static", Assets(), name="static"),
     ]

@@ -1,152 +1,23 @@
-"""A service whose answers wait for the test, and browsers to look at it."""
+"""Fixtures for the page: a service whose answers wait for the test, and browsers to look at it."""
 
-import asyncio
 import os
 import shutil
-import socket
-import threading
-import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
-import msgspec
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
-from appliance.app import create_app
-from appliance.config import load_settings
-from appliance.engine.client import EngineClient
-from appliance.engine.messages import Finished, Generate, ModelRef, Stats, Tokens
-from appliance.errors import EngineUnavailableError
-from appliance.store import Store
-from tests.service import GOLDEN, MODEL, START_SECONDS, TINY
-
-WAIT = 20_000
-"""Milliseconds that a browser test waits for anything: enough for a slow machine, and bounded."""
-
-
-class PacedEngine:
-    """The real engine, read by the test's leave: an answer waits at `allowed` tokens until more are allowed.
-
-    `failing` makes answers break off there instead. Answers that begin while they are held back always have
-    the same 80 tokens, so that no model's whim ends one before the test has looked at it.
-    """
-
-    def __init__(self, sockets: Path) -> None:
-        self._engine = EngineClient(sockets, threads=1)
-        self._started = False
-        self.allowed = 0
-        self.failing = False
-
-    def hold(self, tokens: int) -> None:
-        """From now on, answers wait after so many tokens."""
-        self.allowed, self.failing = tokens, False
-
-    def release(self) -> None:
-        """Let all answers run to their end."""
-        self.allowed, self.failing = 1_000_000, False
-
-    def fail(self) -> None:
-        """Break off all answers that wait."""
-        self.failing = True
-
-    async def load(self, model: ModelRef) -> None:
-        """As the engine, which starts with the first call, in the loop that uses it."""
-        if not self._started:
-            self._started = True
-            await self._engine.start()
-        await self._engine.load(model)
-
-    async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Finished, None]:
-        """As the engine, token by token."""
-        if self.allowed < request.max_tokens:
-            sampling = msgspec.structs.replace(request.sampling, seed=7)
-            request = msgspec.structs.replace(request, stop_token_ids=[], max_tokens=80, sampling=sampling)
-        given = 0
-        async with aclosing(self._engine.generate(request)) as replies:
-            async for reply in replies:
-                if isinstance(reply, Finished):
-                    yield reply
-                    continue
-                for token in reply.tokens:
-                    while given >= self.allowed:
-                        if self.failing:
-                            raise EngineUnavailableError(
-                                "The engine has stopped", hint="Ask again.", retry_after=1
-                            )
-                        await asyncio.sleep(0.01)
-                    given += 1
-                    yield Tokens(id=reply.id, tokens=[token])
-
-    async def stats(self) -> Stats:
-        """As the engine."""
-        return await self._engine.stats()
-
-    async def close(self) -> None:
-        """As the engine."""
-        await self._engine.close()
-
-
-@dataclass
-class Site:
-    """A running service: its address, its database, and the pace of its answers."""
-
-    url: str
-    store: Store
-    engine: PacedEngine
-
-    def chat(self, question: str, answer: str) -> str:
-        """Write a finished conversation into the database; its address."""
-        asked, row = self.store.ask(None, question, MODEL, {})
-        self.store.finish(row.id, state="done", content=answer, finish="stop")
-        return f"{self.url}/chats/{asked.chat_id}"
+from tests.webui.desk import Desk
+from tests.webui.site import Site, serve
 
 
 @pytest.fixture(scope="session")
 def site_of_session(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Iterator[Site]:
     """One service for all tests of the page."""
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "models").mkdir()
-    (folder / "models" / TINY).symlink_to(GOLDEN / "llama3rope" / "q4f16_1")
-    (folder / "libraries").symlink_to(libraries)
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    settings = load_settings(data_dir=folder, port=port, model=MODEL)
-    engine = PacedEngine(tmp_path_factory.mktemp("socket"))
-    app = create_app(settings, engine)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, proxy_headers=False, timeout_graceful_shutdown=2)
-    )
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [listener]}, name="page service", daemon=True
-    )
-    # A second connection to the same file, as SQLite allows: the service's own belongs to its thread.
-    store = Store(folder / "hob.db")
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url)
-        yield Site(url, store, engine)
-    finally:
-        engine.release()
-        server.should_exit = True
-        thread.join(30)
-        store.close()
-        listener.close()
-    assert not thread.is_alive()
-
-
-def _wait_until_ready(url: str) -> None:
-    """Return once the service's model is loaded."""
-    deadline = time.monotonic() + START_SECONDS
-    while httpx2.get(f"{url}/healthz").status_code != 200:
-        assert time.monotonic() < deadline, "the service did not become ready"
-        time.sleep(0.05)
+    folder, sockets = tmp_path_factory.mktemp("page"), tmp_path_factory.mktemp("socket")
+    with serve(folder, libraries, sockets) as site:
+        yield site
 
 
 @pytest.fixture
@@ -174,41 +45,6 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
-
-
-class Desk:
-    """Opens browser contexts, one per device, and keeps what their consoles say."""
-
-    def __init__(self, browser: Browser, url: str) -> None:
-        self._browser = browser
-        self._url = url
-        self._contexts: list[BrowserContext] = []
-        self.complaints: list[str] = []
-
-    def open(self, path: str = "/", **options: Any) -> Page:
-        """A page in a context of its own; `options` are those of Playwright's `new_context`."""
-        context = self._browser.new_context(base_url=self._url, **options)
-        context.set_default_timeout(WAIT)
-        self._contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: self._heard(message.type, message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self._asked(request.url))
-        page.goto(path)
-        return page
-
-    def close(self) -> None:
-        """Close everything."""
-        for context in self._contexts:
-            context.close()
-
-    def _heard(self, kind: str, text: str) -> None:
-        if kind in {"error", "warning"}:
-            self.complaints.append(text)
-
-    def _asked(self, url: str) -> None:
-        if not url.startswith((self._url, "data:")):
-            self.complaints.append(f"request to {url}")
 
 
 @pytest.fixture

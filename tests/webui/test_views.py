@@ -1,15 +1,18 @@
 """The pages' routes as a client without a browser sees them."""
 
+import gc
 import html
 import json
 import re
+import time
 from collections.abc import Iterator
+from types import AsyncGeneratorType
 
 import httpx2
 import pytest
 
 from tests.service import MODEL
-from tests.webui.conftest import Site
+from tests.webui.site import Site
 from webui import live
 
 PLANES = (
@@ -58,6 +61,14 @@ def read(
                 if (number or 0) >= enough:
                     break
     return events
+
+
+def open_streams() -> int:
+    """Generators of events in this process that have begun and not ended."""
+    return sum(
+        isinstance(thing, AsyncGeneratorType) and thing.__name__ == "events" and thing.ag_frame is not None
+        for thing in gc.get_objects()
+    )
 
 
 def shown(events: list[tuple[str, int | None, dict[str, object]]]) -> str:
@@ -160,6 +171,10 @@ def test_followers_leave_without_a_trace(client: httpx2.Client, site: Site) -> N
     path = running(client)
     for _ in range(20):
         read(client, path, enough=1)
+    deadline = time.monotonic() + 20
+    while open_streams():
+        assert time.monotonic() < deadline, "streams outlive their readers"
+        time.sleep(0.02)
     site.engine.release()
     assert 'data-state="done"' in shown(read(client, path))
 
@@ -266,6 +281,13 @@ def test_a_page_without_script_looks_again(client: httpx2.Client) -> None:
         address = html.unescape(found[1])
         looks.append(address)
     assert looks == [f"{chat}?look={look}#m{message}" for look in (1, 2, 3)]
+
+
+def test_browsers_that_guess_find_the_icon(client: httpx2.Client) -> None:
+    """The address that browsers try without being told."""
+    icon = client.get("/favicon.ico")
+    assert icon.headers["content-type"] == "image/svg+xml"
+    assert icon.text.startswith("<svg")
 
 
 @pytest.mark.parametrize("path", ["/", "/settings", "/search"])

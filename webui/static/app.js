@@ -151,6 +151,8 @@ function merge(page, response) {
   grow();
   if (response.ok && response.url !== location.href.split("#")[0]) history.pushState(null, "", response.url);
   shown = location.pathname;
+  const remark = $(".turn:last-child :is(.remark, .problem)");
+  if (remark) announce(remark.textContent);
   enliven();
   if (response.ok) toEnd();
   if (!coarse.matches) field().focus({ preventScroll: true });
