@@ -41,7 +41,7 @@ class Tile:
 # tile is what fills the registers: weights of a block (eight vectors per group), sums, and one activation.
 TILES = {
     "vpdpbusd": (Tile(2, 2, 2), Tile(4, 2, 4), Tile(None, 2, 5)),
-    "vpmaddubsw": (Tile(2, 1, 2), Tile(None, 1, 3)),
+    "vpmaddubsw": (Tile(2, 1, 2), Tile(4, 1, 4), Tile(None, 1, 3)),
     "sdot": (Tile(2, 2, 2), Tile(4, 2, 4), Tile(None, 1, 8)),
     "plain": (Tile(2, 1, 2), Tile(None, 1, 4)),
 }
@@ -157,6 +157,8 @@ def _dots(
     """By group and activation row, int32 vectors: sums over the block's 32 columns of (nibble - 7) * int8."""
     if isa.dot == "plain":
         return [_plain_dots(packed, group, block, act, rows, isa) for group in groups]
+    if isa.dot == "vpmaddubsw":
+        return [_pair_dots(packed, group, block, act, rows, isa) for group in groups]
     weights = [_nibbles(packed, group, block, isa) for group in groups]
     dots: list[list[Expr]] = [[] for _ in groups]
     for row in rows:
@@ -169,17 +171,20 @@ def _dots(
 
 def _nibbles(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> list[Expr]:
     """The block's weights as eight int8 vectors, four columns of every row in each."""
+    pairs = [_nibble_pair(packed, group, block, quad, isa) for quad in range(4)]
+    return [low for low, _high in pairs] + [high for _low, high in pairs]
+
+
+def _nibble_pair(packed: Buffer, group: Expr, block: Expr, quad: int, isa: Isa) -> tuple[Expr, Expr]:
+    """Columns 4 * quad and the three after it as int8, and those 16 further on."""
     lanes = isa.lanes
     words, bytes_ = f"int32x{lanes}", f"int8x{4 * lanes}"
     mask = vec.splat(vec.i32(0x0F0F0F0F), lanes)
-    low, high = [], []
-    for quad in range(4):
-        raw = vec.load(packed, group, block, vec.i32(quad * 4 * lanes), lanes=4 * lanes)
-        # Shifting words is one instruction where shifting bytes is not; the mask drops what crossed over.
-        raw = T.bind(tirx.reinterpret(words, raw))
-        low.append(T.bind(tirx.reinterpret(bytes_, raw & mask)))
-        high.append(T.bind(tirx.reinterpret(bytes_, (raw >> vec.splat(vec.i32(4), lanes)) & mask)))
-    return low + high
+    raw = vec.load(packed, group, block, vec.i32(quad * 4 * lanes), lanes=4 * lanes)
+    # Shifting words is one instruction where shifting bytes is not; the mask drops what crossed over.
+    raw = T.bind(tirx.reinterpret(words, raw))
+    high = (raw >> vec.splat(vec.i32(4), lanes)) & mask
+    return T.bind(tirx.reinterpret(bytes_, raw & mask)), T.bind(tirx.reinterpret(bytes_, high))
 
 
 def _quads(act: Buffer, row: Expr, block: Expr, isa: Isa) -> list[Expr]:
@@ -194,25 +199,40 @@ def _quads(act: Buffer, row: Expr, block: Expr, isa: Isa) -> list[Expr]:
 
 
 def _quad_dot(weights: list[Expr], quads: list[Expr], offset: Expr, isa: Isa) -> Expr:
-    lanes = isa.lanes
-    words = f"int32x{lanes}"
-    if isa.dot == "vpmaddubsw":
-        # Eight steps of at most 2 * 15 * 127 stay below 2**15: int16 lanes need widening only once per block.
-        pairs = f"int16x{2 * lanes}"
-        sum_ = None
-        for weight, quad in zip(weights, quads, strict=True):
-            step = vec.intrinsic(pairs, "llvm.x86.avx2.pmadd.ub.sw", weight, quad)
-            sum_ = T.bind(step if sum_ is None else sum_ + step)
-        ones = vec.splat(tirx.const(1, "int16"), 2 * lanes)
-        return T.bind(offset + vec.intrinsic(words, "llvm.x86.avx2.pmadd.wd", sum_, ones))
     name = {
         "vpdpbusd": "llvm.x86.avx512.vpdpbusd.512",
         "sdot": "llvm.aarch64.neon.sdot.v4i32.v16i8",
     }[isa.dot]
     sum_ = offset
     for weight, quad in zip(weights, quads, strict=True):
-        sum_ = T.bind(vec.intrinsic(words, name, sum_, weight, quad))
+        sum_ = T.bind(vec.intrinsic(f"int32x{isa.lanes}", name, sum_, weight, quad))
     return sum_
+
+
+def _pair_dots(
+    packed: Buffer, group: Expr, block: Expr, act: Buffer, rows: list[Expr], isa: Isa
+) -> list[Expr]:
+    """Columns outermost: sixteen registers do not hold a block's weights beside the sums."""
+    lanes = isa.lanes
+    pairs, words, bytes_ = f"int16x{2 * lanes}", f"int32x{lanes}", f"int8x{4 * lanes}"
+    # Eight steps of at most 2 * 15 * 127 stay below 2**15: int16 lanes need widening only once per block.
+    sums: list[Expr] = [None] * len(rows)
+    for quad in range(4):
+        for half, weight in enumerate(_nibble_pair(packed, group, block, quad, isa)):
+            for token, row in enumerate(rows):
+                four = tirx.reinterpret(bytes_, vec.splat(act[row, block, quad + 4 * half], lanes))
+                step = vec.intrinsic(pairs, "llvm.x86.avx2.pmadd.ub.sw", weight, four)
+                if sums[token] is not None:
+                    # Saturating, though nothing saturates: LLVM does not reorder it, so spills nothing.
+                    step = vec.intrinsic(pairs, "llvm.sadd.sat", sums[token], step)
+                sums[token] = T.bind(step)
+    ones = vec.splat(tirx.const(1, "int16"), 2 * lanes)
+    return [
+        T.bind(
+            vec.splat(act[row, block, 9], lanes) + vec.intrinsic(words, "llvm.x86.avx2.pmadd.wd", sum_, ones)
+        )
+        for row, sum_ in zip(rows, sums, strict=True)
+    ]
 
 
 def _plain_dots(

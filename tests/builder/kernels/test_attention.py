@@ -10,7 +10,7 @@ from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled
 
 # Grouped queries with a group that fills no tile, one query head per key head, and a dimension of odd parts.
-GEOMETRIES = [Heads(2, 6, 32), Heads(1, 4, 64), Heads(3, 3, 80)]
+GEOMETRIES = [Heads(2, 14, 32), Heads(3, 3, 48)]
 LENGTHS = [1, 15, 0, 16, 17, 100]
 """Keys per sequence."""
 

@@ -9,21 +9,19 @@ from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, Library, Out, compiled, dequantised, random_int4
 
 # Outputs that do not fill groups of 16 or 8 rows, and ones that do; odd numbers of blocks.
-SHAPES = [(37, 96), (64, 160)]
-SCALES = ["float16", "float32"]
+CASES = [(37, 96, "float16"), (37, 96, "float32"), (64, 160, "float16")]
 
 
 @pytest.fixture(scope="module")
 def library(isa: Isa) -> Library:
     kernels = {}
-    for n, k in SHAPES:
+    for n, k, scale in CASES:
         kernels[f"quantise{k}"] = activation.quantise(k)
         kernels[f"quantise1_{k}"] = activation.quantise(k, rows=1)
-        for scale in SCALES:
-            kernels[f"pack{n}{scale}"] = packing.pack(n, k, isa, scale=scale)
-            kernels[f"lookup{n}{scale}"] = embedding.lookup_packed(n, k, isa, scale=scale)
-            kernels[f"gemm{n}{scale}"] = w4a8.linear(n, k, isa, scale=scale)
-            kernels[f"gemv{n}{scale}"] = w4a8.linear(n, k, isa, scale=scale, rows=1)
+        kernels[f"pack{n}{scale}"] = packing.pack(n, k, isa, scale=scale)
+        kernels[f"lookup{n}{scale}"] = embedding.lookup_packed(n, k, isa, scale=scale)
+        kernels[f"gemm{n}{scale}"] = w4a8.linear(n, k, isa, scale=scale)
+        kernels[f"gemv{n}{scale}"] = w4a8.linear(n, k, isa, scale=scale, rows=1)
     kernels["gemm_add"] = w4a8.linear(37, 96, isa, residual=True)
     kernels["gemv_add"] = w4a8.linear(37, 96, isa, rows=1, residual=True)
     return compiled(isa, kernels)
@@ -43,8 +41,7 @@ def pack(library: Library, isa: Isa, words: Array, scales: Array) -> list[Array]
     return library(f"pack{n}{dtype}", words, scales, Out(shapes[0], "uint8"), Out(shapes[1], dtype))
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize(("n", "k", "scale"), CASES)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8, 9, 33])
 def test_gemm(
     library: Library, isa: Isa, rng: np.random.Generator, n: int, k: int, m: int, scale: str
@@ -58,8 +55,7 @@ def test_gemm(
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize(("n", "k", "scale"), CASES)
 def test_gemv(library: Library, isa: Isa, rng: np.random.Generator, n: int, k: int, scale: str) -> None:
     """The one-row kernels agree with numpy too."""
     words, scales = random_int4(rng, n, k, scale)
@@ -98,8 +94,7 @@ def test_largest_products_do_not_overflow(library: Library, isa: Isa) -> None:
         np.testing.assert_array_equal(y, np.full((2, n), sign * 127 * 8 * k, dtype=np.float32))
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize(("n", "k", "scale"), CASES)
 def test_lookup_reads_packed_rows(
     library: Library, isa: Isa, rng: np.random.Generator, n: int, k: int, scale: str
 ) -> None:
