@@ -166,6 +166,9 @@ class Lan:
         """Another machine, plugged in: 10.77.0.1, 10.77.0.2, …"""
         namespace = self._namespace()
         self._machines += 1
+        # Without the check for duplicates IPv6 addresses are there from the start, and nothing changes later.
+        no_check = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"
+        subprocess.run(["ip", "netns", "exec", namespace, "sh", "-c", no_check], check=True)
         port = f"port{self._machines}"
         ip(
             *("-n", namespace, "link", "add", "eth0", "type", "veth"),

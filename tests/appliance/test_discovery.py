@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from ipaddress import ip_address
@@ -130,6 +131,7 @@ def test_hob_defends_its_name_against_a_later_avahi(lan: Lan, tmp_path: Path) ->
     hob = Hob(lan.machine(), tmp_path / "hob.log")
     with hob.announce():
         named(hob, "hob.local")
+        time.sleep(2)  # past its announcements, so that it is the answer to the probe that counts
         avahi = lan.avahi(lan.machine(), "hob")
         assert avahi.host_name() == "hob-2.local"
         assert avahi.resolve("hob.local") == hob.machine.address
