@@ -331,7 +331,11 @@ class EngineClient(Engine):
                 log.warning("the engine does not end; killing it")
                 process.kill()
                 await process.wait()
-            log.info("the engine ended with status %d", process.returncode)
+            log.log(
+                logging.INFO if self._closed else logging.WARNING,
+                "the engine ended with status %d",  # negative: the signal's number
+                process.returncode,
+            )
 
 
 def stopped() -> EngineUnavailableError:

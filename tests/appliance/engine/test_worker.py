@@ -30,6 +30,7 @@ from appliance.engine.messages import (
 )
 from appliance.engine.worker import bind
 from tests.appliance.engine.conftest import TOY_COMMAND, generate
+from tests.appliance.engine.toy import Toy
 
 
 class Client:
@@ -190,7 +191,7 @@ def test_a_client_that_does_not_read_is_dropped(connect: Callable[[], Client], t
     """What waits for it is bounded; others are served."""
     deaf, other = connect(), connect()
     deaf.send(generate(toy, max_tokens=10**6, top_logprobs=64))
-    wait_for(lambda: other.stats().running == 1)
+    assert isinstance(deaf.read(), Tokens)
     wait_for(lambda: other.stats().running == 0)
     with contextlib.suppress(ConnectionError):
         while deaf.read():
@@ -254,6 +255,25 @@ def test_a_signal_ends_it_cleanly(path: Path, toy: ModelRef, number: signal.Sign
         assert not path.exists()
         assert process.stderr
         assert [line for line in process.stderr if not line.startswith("engine: INFO")] == []
+
+
+def test_a_step_that_never_ends(path: Path, toy: ModelRef) -> None:
+    """The engine still answers about itself and takes cancellations; SIGTERM ends it, with exit code 1."""
+    with listening(path) as process:
+        client = Client.connect(path)
+        client.send(generate(toy, "a", prompt=[Toy.wedged]))
+        assert process.stderr
+        while "wedged" not in process.stderr.readline():
+            pass
+        client.send(generate(toy, "b"), Cancel(id="b"))
+        (end,) = client.until_end()
+        assert isinstance(end, Finished)
+        assert (end.id, end.reason) == ("b", "cancelled")
+        stats = client.stats()
+        assert (stats.waiting, stats.running) == (0, 1)
+        process.terminate()
+        assert process.wait(30) == 1
+        client.close()
 
 
 def test_a_dead_engines_socket_file_is_replaced(path: Path, toy: ModelRef) -> None:

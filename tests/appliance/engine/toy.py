@@ -5,6 +5,8 @@
 """
 
 import json
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +19,14 @@ from appliance.errors import ModelLoadError
 
 
 class Toy:
-    """A bigram model with random logits. Token `broken` in a sequence makes it raise, `hollow` gives NaN."""
+    """A bigram model with random logits.
+
+    Token `broken` in a sequence makes it raise, `hollow` gives NaN, `wedged` computes for ever.
+    """
 
     broken = 1
     hollow = 2
+    wedged = 0
 
     def __init__(
         self, vocab_size: int = 64, context: int = 2**20, prefill_chunk: int = 8, seed: int = 0
@@ -31,7 +37,7 @@ class Toy:
         self.sequences: dict[int, list[int]] = {}
         self.closed = False
         self._table = np.random.default_rng(seed).normal(0, 2, (vocab_size, vocab_size)).astype(np.float32)
-        self._table[:, [self.broken, self.hollow]] = -100  # never chosen
+        self._table[:, [self.broken, self.hollow, self.wedged]] = -100  # never chosen
 
     def add_sequence(self, seq: int) -> None:
         """Begin an empty sequence."""
@@ -48,6 +54,9 @@ class Toy:
         assert 0 < len(ids) <= self.prefill_chunk
         if self.broken in ids:
             raise RuntimeError("the toy is broken")
+        if self.wedged in ids:
+            print("the toy is wedged", file=sys.stderr, flush=True)
+            threading.Event().wait()
         self.sequences[seq] += ids
         assert len(self.sequences[seq]) <= self.context
         return np.full(self.vocab_size, np.nan, np.float32) if self.hollow in ids else self._table[ids[-1]]
