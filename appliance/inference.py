@@ -10,7 +10,6 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 
-import anyio.to_thread
 import msgspec
 
 from appliance.chat import ChatFormat, StopStrings
@@ -27,7 +26,12 @@ log = logging.getLogger(__name__)
 SAVE_EVERY = 0.5
 """Seconds between writes of a growing answer; what a power cut can cost is this and the write under way."""
 
-FINISH_OF_STATE: dict[State, FinishReason] = {"done": "stop", "stopped": "cancelled", "error": "error"}
+FINISH_OF_STATE: dict[State, FinishReason] = {
+    "done": "stop",
+    "stopped": "cancelled",
+    "error": "error",
+    "running": "error",  # and yet nobody is writing it: how it ended could not be stored
+}
 
 
 class Generation:
@@ -111,7 +115,7 @@ class Inference:
                 f"logit_bias: token id {foreign[0]} is outside the vocabulary of {chat_format.vocab_size}",
                 param="logit_bias",
             )
-        prompt = await anyio.to_thread.run_sync(chat_format.encode, messages)
+        prompt = await asyncio.to_thread(chat_format.encode, messages)
         room = installed.card.context - len(prompt)
         if room < 1:
             raise ContextLengthError(
@@ -186,6 +190,9 @@ class Inference:
             writing, keeping = tasks
             writing.cancel()
             await asyncio.wait([keeping])
+        # One whose end could not be stored, because the disk was full then, would block its chat.
+        with _logged(message_id):
+            await self._store.run(self._store.mark_interrupted, message_id)
 
     def running(self, message_id: int) -> Generation | None:
         """The answer with this id while it is being written; its `text` is ahead of the store's."""
@@ -219,7 +226,7 @@ class Inference:
         known = self._formats.get(installed.card.name)
         if known is None or known[0] is not installed:  # `Models` hands out a new object when files changed
             try:
-                known = installed, await anyio.to_thread.run_sync(ChatFormat.load, installed.directory)
+                known = installed, await asyncio.to_thread(ChatFormat.load, installed.directory)
             except BuildError as error:
                 raise ModelLoadError(
                     f"{installed.card.name} cannot chat: {error}", hint=error.hint
@@ -257,12 +264,12 @@ class Inference:
             await asyncio.wait([writing], timeout=SAVE_EVERY)
             if len(generation.text) > saved:
                 saved = len(generation.text)
-                with _logged(generation):
+                with _logged(generation.message_id):
                     await self._store.run(self._store.save_text, generation.message_id, generation.text)
         state, error, last = outcome(writing)
         if generation.interrupted and state == "stopped":
             error = INTERRUPTED
-        with _logged(generation):
+        with _logged(generation.message_id):
             await self._store.run(
                 self._store.finish,
                 generation.message_id,
@@ -358,9 +365,9 @@ def _finish_reason(finished: Finished) -> FinishReason:
 
 
 @contextlib.contextmanager
-def _logged(generation: Generation) -> Iterator[None]:
+def _logged(message_id: int) -> Iterator[None]:
     """Let an answer go on when the store fails (a full disk): its readers still get it."""
     try:
         yield
     except StoreError as error:
-        log.error("message %d is not stored: %s", generation.message_id, error)
+        log.error("message %d is not stored: %s", message_id, error)

@@ -132,9 +132,7 @@ class Chats(Connection):
 
     def running(self, chat_id: int) -> list[StoredMessage]:
         """The answers in a chat that are being written: one at most."""
-        return self.rows(
-            _message, "SELECT * FROM messages WHERE chat_id = ? AND state = 'running'", chat_id
-        )
+        return self.rows(_message, "SELECT * FROM messages WHERE chat_id = ? AND state = 'running'", chat_id)
 
     def ask(
         self, chat_id: int | None, text: str, model: str, settings: dict[str, Any]
@@ -218,14 +216,16 @@ class Chats(Connection):
             message_id,
         )
 
-    def mark_interrupted(self) -> int:
-        """Turn answers that a previous service left running into stopped ones, with a note; return how many.
+    def mark_interrupted(self, message_id: int | None = None) -> int:
+        """Turn an answer that nobody is writing any more into a stopped one, with a note; return how many.
 
-        To be called once by a service that starts, before it runs any generation.
+        None means all running ones: for a service that starts, before it runs any generation.
         """
         return self.execute(
-            "UPDATE messages SET state = 'stopped', finish = 'cancelled', error = ? WHERE state = 'running'",
+            "UPDATE messages SET state = 'stopped', finish = 'cancelled', error = ?"
+            " WHERE state = 'running' AND id = coalesce(?, id)",
             INTERRUPTED,
+            message_id,
         )
 
     def search(self, query: str, limit: int = 50) -> list[SearchHit]:

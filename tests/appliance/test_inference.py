@@ -317,6 +317,16 @@ async def test_full_disk_does_not_silence_the_answer(endless: Desk, caplog: pyte
     assert last.finish == "cancelled"
 
 
+async def test_answer_that_nobody_writes_does_not_block_its_chat(desk: Desk) -> None:
+    """An answer whose end could not be stored reads as failed, and stopping it frees the chat."""
+    _, orphan = desk.store.ask(None, "Hello", TINY, {})
+    _, last = await text_of(desk.inference.follow(orphan.id))
+    assert last.finish == "error"
+    await desk.inference.stop(orphan.id)
+    assert desk.store.message(orphan.id).state == "stopped"
+    await desk.inference.ask(orphan.chat_id, "Hello?")
+
+
 def _stored(number: int, role: Role, content: str) -> StoredMessage:
     return StoredMessage(
         number,
