@@ -63,6 +63,7 @@ def anyone(status: int, send: dict[str, str] | None = None) -> Line:
 TABLE = {
     "GET /healthz": anyone(503),
     "GET /static/{path}": anyone(200),
+    "GET /favicon.ico": anyone(200),
     "GET /setup": anyone(303),
     "POST /setup": anyone(403, {"code": "AAAA-AAAA", "password": "long enough"}),
     "GET /login": anyone(200),
