@@ -113,6 +113,19 @@ def test_stop_works_after_a_reload(desk: Desk) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
+def test_stopping_keeps_what_is_being_typed(desk: Desk) -> None:
+    """The next question may be typed during an answer; to stop the answer does not lose it."""
+    page = desk.open()
+    ask(page, "First question")
+    writing(page)
+    page.keyboard.type("Second que")
+    page.keyboard.press("Enter")  # nothing happens while an answer is under way
+    page.keyboard.press("Escape")
+    has_state(page, "stopped")
+    expect(page.get_by_label("Message")).to_have_value("Second que")
+    expect(page.locator(".turn.user")).to_have_count(1)
+
+
 def test_stop_on_one_device_is_seen_on_the_other(desk: Desk) -> None:
     """Both pages show the answer stopped."""
     page = desk.open()

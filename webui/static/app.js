@@ -115,6 +115,8 @@ async function submit(form, submitter) {
       else refuse($("h1", page)?.textContent ?? `Error ${response.status}.`, $("#view h1 + p", page)?.textContent);
       return;
     }
+    // A question that was taken leaves the field; to stop or to answer again leaves it alone.
+    if (response.ok && form.id === "composer" && !submitter?.hasAttribute("formaction")) field().value = "";
     merge(page, response);
   } catch {
     refuse("Hob does not answer.", "Is it switched on, and are you on its network? Your text is still here.");
@@ -147,12 +149,11 @@ function merge(page, response) {
   const [mine, theirs] = [$("#composer"), $("#composer", page)];
   for (const part of [".notice", ".alert", ".tools"]) $(part, mine).replaceWith($(part, theirs));
   mine.action = theirs.action;
-  if (response.ok) field().value = $("#text", theirs).value;
   grow();
   if (response.ok && response.url !== location.href.split("#")[0]) history.pushState(null, "", response.url);
   shown = location.pathname;
   const remark = $(".turn:last-child :is(.remark, .problem)");
-  if (remark) announce(remark.textContent);
+  if (response.ok && remark) announce(remark.textContent);
   enliven();
   if (response.ok) toEnd();
   if (!coarse.matches) field().focus({ preventScroll: true });
