@@ -29,8 +29,10 @@ Floats = npt.NDArray[np.float32]
 Progress = Callable[[float], None]
 
 PAGE = 16  # tokens per page of the KV cache; the attention kernels are made for it
-# Memory for intermediate results, the runtime and Python, on top of weights and KV cache.
-RESERVE = 192 * 2**20
+# What the runtime, its threads and the allocator take on top of the tensors.
+RESERVE = 32 * 2**20
+# Elements that are converted at a time while weights are read.
+BLOCK = 2**20
 # The pooled one keeps every size it has ever seen: with prompts of any length, memory would only grow.
 NAIVE_ALLOCATOR = 1
 CPU = 1  # DLPack's device type
@@ -38,14 +40,24 @@ CPU = 1  # DLPack's device type
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes a model needs: packed weights, and KV cache per token of context."""
+    """Bytes a model needs beyond those of the process that loads it.
+
+    Attributes:
+        weights: packed weights.
+        loading: the most that packed weights and the tensor being packed take together.
+        scratch: intermediate results of the largest forward pass.
+        kv_per_token: KV cache per token of context.
+    """
 
     weights: int
+    loading: int
+    scratch: int
     kv_per_token: int
 
     def total(self, tokens: int) -> int:
         """With `tokens` of KV cache."""
-        return self.weights + self.kv_per_token * tokens + RESERVE
+        running = self.weights + self.scratch + self.kv_per_token * tokens
+        return max(self.loading, running) + RESERVE
 
 
 class NativeModel:
@@ -135,7 +147,7 @@ class NativeModel:
         context = min(context, int(metadata["context_window_size"]))
         max_sequences = fit(
             model.path.name,
-            footprint(metadata),
+            footprint(model, metadata),
             available=psutil.virtual_memory().available,
             context=context,
             max_sequences=min(max_sequences, int(metadata["max_batch_size"])),
@@ -275,7 +287,7 @@ def runtime(threads: int = 0) -> Any:
 
 
 def cores() -> int:
-    """Physical cores that this process may use; all logical ones where the system does not tell them apart."""
+    """Physical cores that this process may use; all logical ones if the system does not tell them apart."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
@@ -313,16 +325,18 @@ def pages(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-def footprint(metadata: Mapping[str, Any]) -> Footprint:
+def footprint(model: MLCDirectory, metadata: Mapping[str, Any]) -> Footprint:
     """What a model needs, from its library's metadata."""
     cache = metadata["kv_cache"]
     per_token = 2 * cache["num_hidden_layers"] * cache["num_key_value_heads"] * cache["head_dim"] * 4
-    weights = sum(
-        math.prod(output["shape"]) * np.dtype(output["dtype"]).itemsize
-        for step in metadata["packing"]
-        for output in step["outputs"]
-    )
-    return Footprint(weights, per_token)
+    weights = loading = 0
+    for step in metadata["packing"]:
+        weights += sum(
+            math.prod(output["shape"]) * np.dtype(output["dtype"]).itemsize for output in step["outputs"]
+        )
+        unpacked = sum(model.tensors[name].nbytes for name in step["sources"]) if step["function"] else 0
+        loading = max(loading, weights + unpacked)
+    return Footprint(weights, loading, max(metadata["memory_usage"].values()), per_token)
 
 
 def fit(name: str, need: Footprint, *, available: int, context: int, max_sequences: int) -> int:
@@ -384,18 +398,23 @@ def read_into(model: MLCDirectory, entry: TensorEntry, out: npt.NDArray[Any]) ->
 
     Reads instead of mapping: mapped pages would count as memory of the process beside their packed copy.
     """
-    stored = "uint16" if entry.stored_dtype == "bfloat16" else entry.stored_dtype
-    direct = stored == str(out.dtype)
-    buffer = out if direct else np.empty(entry.shape, stored)
+    stored = np.dtype("uint16" if entry.stored_dtype == "bfloat16" else entry.stored_dtype)
+    target = out.reshape(-1)
+    # Straight into place, or block by block through a buffer.
+    size = target.size if stored == out.dtype else min(target.size, BLOCK)
+    buffer = target if stored == out.dtype else np.empty(size, stored)
     with (model.path / entry.shard).open("rb", buffering=0) as file:
         file.seek(entry.offset)
-        view = buffer.reshape(-1).view(np.uint8).data
-        while view:
-            if not (count := file.readinto(view)):
-                raise ModelLoadError(f"{model.path / entry.shard} is shorter than its description")
-            view = view[count:]
-    if not direct:
-        out[...] = widen_bfloat16(buffer) if entry.stored_dtype == "bfloat16" else buffer
+        for start in range(0, target.size, size):
+            part = buffer[: target.size - start]
+            view = part.view(np.uint8).data
+            while view:
+                if not (count := file.readinto(view)):
+                    raise ModelLoadError(f"{model.path / entry.shard} is shorter than its description")
+                view = view[count:]
+            if buffer is not target:
+                wide = widen_bfloat16(part) if entry.stored_dtype == "bfloat16" else part
+                target[start : start + part.size] = wide
 
 
 def release_free_memory() -> None:
