@@ -85,7 +85,7 @@ def load_settings(**flags: Any) -> Settings:
         key = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
             f"setting {key!r}: {first['msg']} (got {first['input']!r})",
-            hint=f"Look at HOB_{key.upper()} and at {', '.join(map(str, config_files()))}.",
+            hint=f"It is set by a flag, HOB_{key.upper()}, or one of {', '.join(map(str, config_files()))}.",
         ) from error
 
 

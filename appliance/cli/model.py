@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from appliance.cli.options import settings_options
 from appliance.cli.progress import Bar
 from appliance.config import Settings, load_settings
 from appliance.domain import ModelCard
@@ -14,10 +15,6 @@ from appliance.errors import InvalidRequestError
 from appliance.models import Models
 
 QUANTISATIONS = ("q4f16_1", "q4f32_1", "q0f16", "q0f32")
-
-kernels_option = click.option(
-    "--kernels", help="fast: int8 activations; exact: float activations, slower.", default=None
-)
 
 
 @click.group("model")
@@ -48,7 +45,7 @@ def convert(hf_dir: Path, out: Path | None, quantization: str) -> None:
 @command.command("compile")
 @click.argument("model", metavar="DIR")
 @click.option("--target", default="auto", show_default=True, help="CPU to compile for.")
-@kernels_option
+@settings_options("kernels")
 def compile_(model: str, target: str, kernels: str | None) -> None:
     """Compile the model in DIR, or the installed one of that name, and print the library's path."""
     _, library = _compiled(model, target, load_settings(kernels=kernels))
@@ -60,11 +57,10 @@ def compile_(model: str, target: str, kernels: str | None) -> None:
 @click.option("--ids", required=True, help="Prompt as token ids: 1,2,3.")
 @click.option("--new", type=int, default=32, show_default=True, help="Tokens to generate.")
 @click.option("--target", default="auto", show_default=True, help="CPU to compile for.")
-@click.option("--threads", type=int, help="Engine threads; 0 means one per physical core.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@kernels_option
+@settings_options("kernels", "threads")
 def probe(
-    model: str, ids: str, new: int, target: str, threads: int | None, as_json: bool, kernels: str | None
+    model: str, ids: str, new: int, target: str, as_json: bool, kernels: str | None, threads: str | None
 ) -> None:
     """Continue a prompt greedily and show ids, the best logits of each step, and timings.
 

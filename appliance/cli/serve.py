@@ -13,22 +13,16 @@ from pathlib import Path
 
 import click
 
+from appliance.cli.options import settings_options
 from appliance.config import Settings, load_settings
 from appliance.engine.client import EngineClient
 from appliance.errors import SettingsError
 
 
 @click.command("serve")
-@click.option("--lan", is_flag=True, default=None, help="Listen on all interfaces; announce on the LAN.")
-@click.option("--host", help="Address to listen on (127.0.0.1).")
-@click.option("--port", type=int, help="TCP port (8080); 0 takes a free one.")
-@click.option("--name", help="Host name on the LAN, without .local (hob).")
-@click.option("--model", help="Model that answers when none is named (hob-guide).")
-@click.option("--context", type=int, help="Tokens of context reserved for a conversation (4096).")
-@click.option("--threads", type=int, help="Engine threads; 0 means one per physical core.")
-@click.option("--kernels", help="fast: int8 activations; exact: float activations, slower.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of all state.")
-@click.option("--log-level", help="debug, info, warning or error (info).")
+@settings_options(
+    "lan", "host", "port", "name", "model", "context", "threads", "kernels", "data_dir", "log_level"
+)
 def command(**flags: object) -> None:
     """Start Hob and print its address. Stop it with Ctrl-C."""
     settings = load_settings(**flags)
