@@ -170,7 +170,7 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
             bound = [vec.fixed(visible(task.first + row)) for row in rows_]
 
             def work(block: Expr = block, count: Expr = count) -> None:
-                scores = _scores(query, block_keys, rows_, columns)
+                scores = _scores(query, block_keys, rows_, columns, isa)
                 for index, row in enumerate(rows_):
                     _soften(
                         scores[index], block, bound[index], row, index, peaks, sums, acc, weights, columns
@@ -212,10 +212,12 @@ def _transposed(rows: list[Expr]) -> list[Expr]:
     return rows
 
 
-def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int) -> list[Expr]:
+def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int, isa: Isa) -> list[Expr]:
     """Each row's 16 dot products with the block's keys."""
     # Few rows alone would wait for each addition; several partial sums per row keep the machine busy.
-    chains = max(1, 8 // len(rows)) if len(rows) in (1, 2, 4) else 1
+    chains = 1
+    while chains * len(rows) < isa.float_lanes // 2:
+        chains *= 2
     partial = [[vec.local() for _ in range(chains)] for _ in rows]
     for chains_ in partial:
         for sum_ in chains_:

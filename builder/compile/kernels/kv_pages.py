@@ -5,7 +5,7 @@ from tvm.script.ir_builder import tirx as T
 
 from . import vector as vec
 from .attention import PAGE, Heads
-from .vector import PrimFunc
+from .vector import Expr, PrimFunc
 
 
 def append(heads: Heads) -> PrimFunc:
@@ -23,7 +23,8 @@ def append(heads: Heads) -> PrimFunc:
         keys = vec.tensor("k", (tokens, heads.kv, heads.dim), "float32")
         values = vec.tensor("v", (tokens, heads.kv, heads.dim), "float32")
         position_map = vec.tensor("position_map", (tokens,), "int32", elem_offset=T.int32())
-        with vec.root(), T.parallel(0, tokens) as token:
+
+        def store(token: Expr) -> None:
             position = T.bind(position_map[token])
 
             def copy() -> None:
@@ -37,5 +38,8 @@ def append(heads: Heads) -> PrimFunc:
                         )
 
             vec.when(position >= 0, copy)
+
+        with vec.root():
+            vec.each_token(tokens, store)
 
     return vec.build(f"kv_append_{heads.name}", body)

@@ -87,7 +87,7 @@ def split_rotary(heads: Heads, rates: Sequence[float]) -> PrimFunc:
                     rest = vec.load(qkv, token, head + first, vec.i32(at), lanes=8)
                     vec.store(out, rest, token, head, vec.i32(at), lanes=8)
 
-        with vec.root(), T.parallel(0, tokens) as token:
+        def turn_token(token: Expr) -> None:
             turn = vec.local(lanes=half), vec.local(lanes=half)
 
             def angles() -> None:
@@ -110,6 +110,9 @@ def split_rotary(heads: Heads, rates: Sequence[float]) -> PrimFunc:
             head_loop(q, heads.query, 0, token, turn)
             head_loop(k, heads.kv, heads.query, token, turn)
             head_loop(v, heads.kv, heads.query + heads.kv, token, None)
+
+        with vec.root():
+            vec.each_token(tokens, turn_token)
 
     digest = zlib.crc32(np.array(rates, dtype=np.float32).tobytes())
     return vec.build(f"split_rotary_{heads.name}_r{2 * half}_{digest:08x}", body)

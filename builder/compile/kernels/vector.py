@@ -7,6 +7,7 @@ between machines is how many of them a tile may hold, which is the kernels' busi
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -76,6 +77,16 @@ def when(
         if otherwise is not None:
             with T.Else():
                 otherwise()
+
+
+def each_token(tokens: Expr, body: Callable[[Expr], None]) -> None:
+    """`body` for every token, in parallel unless there is one only: waking threads costs more than its work."""
+
+    def parallel() -> None:
+        with T.parallel(0, tokens) as token:
+            body(token)
+
+    when(tokens == 1, partial(body, i32(0)), parallel)
 
 
 def tensor(name: str, shape: tuple[Any, ...], dtype: str, **options: Any) -> Buffer:
