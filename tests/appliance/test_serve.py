@@ -15,7 +15,7 @@ import pytest
 
 from appliance.store import INTERRUPTED, Store, StoredMessage
 from tests.conftest import StartHob
-from tests.service import ENDLESS, HOB, MODEL, TINY, Hob, environment, run_hob
+from tests.service import ENDLESS, HOB, MODEL, TINY, Hob, environment, run_hob, start
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -211,6 +211,18 @@ def test_lan_prints_a_setup_code(start_hob: StartHob) -> None:
     """On the LAN a Hob without owner prints the code that guards the first visit; never on loopback."""
     hob = start_hob("--lan", ready=False)
     assert "with this code: " in hob.out.read_text()
+
+
+@pytest.mark.slow
+def test_first_start_compiles_the_model(tmp_path: Path, libraries: Path) -> None:
+    """On a machine that has never seen it, Hob compiles its model, says so, and answers; once."""
+    (tmp_path / "models").symlink_to(libraries.parent / "models")
+    for start_number in (1, 2):
+        hob = start(tmp_path, HOB_MODEL=TINY)
+        request = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+        assert hob.post("/v1/chat/completions", request)[0] == 200
+        assert hob.stop() == 0
+        assert (f"Compiling {TINY} for this machine" in hob.log.read_text()) == (start_number == 1)
 
 
 def test_interrupt_while_compiling(tmp_path: Path, libraries: Path) -> None:
