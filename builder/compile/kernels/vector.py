@@ -80,7 +80,7 @@ def when(
 
 
 def each_token(tokens: Expr, body: Callable[[Expr], None]) -> None:
-    """`body` for every token, in parallel unless there is one only: waking threads costs more than its work."""
+    """`body` for every token, in parallel unless there is only one: waking threads costs more than that."""
 
     def parallel() -> None:
         with T.parallel(0, tokens) as token:
