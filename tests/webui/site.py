@@ -86,11 +86,12 @@ class PacedEngine:
 
 @dataclass
 class Site:
-    """A running service: its address, its database, and the pace of its answers."""
+    """A running service: its address, its database, the pace of its answers, the code for its first owner."""
 
     url: str
     store: Store
     engine: PacedEngine
+    code: str
 
     def chat(self, question: str, answer: str) -> str:
         """Write a finished conversation into the database; its address."""
@@ -122,7 +123,7 @@ def serve(folder: Path, libraries: Path, sockets: Path) -> Iterator[Site]:
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url)
-        yield Site(url, store, engine)
+        yield Site(url, store, engine, app.state.gate.owner.setup_code)
     finally:
         engine.release()
         server.should_exit = True

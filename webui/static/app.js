@@ -6,6 +6,7 @@
 const $ = (selector, within = document) => within.querySelector(selector);
 const field = () => $("#text");
 const coarse = matchMedia("(pointer: coarse)");
+const load = (address, options) => fetch(address, { headers: { Accept: "text/html" }, ...options });
 
 // ---- Reading position: the page follows a growing answer only for a reader who is at its end.
 
@@ -88,7 +89,7 @@ function follow(article) {
 }
 
 async function check() {
-  const response = await fetch(location.href).catch(() => null);
+  const response = await load(location.href).catch(() => null);
   if (response?.redirected) location.reload(); // to the sign-in page
   if (response?.status === 404) location.assign("/"); // deleted meanwhile
 }
@@ -108,12 +109,13 @@ async function submit(form, submitter) {
   const data = new URLSearchParams(new FormData(form));
   if (submitter?.name) data.append(submitter.name, submitter.value);
   try {
-    const response = await fetch(submitter?.getAttribute("formaction") ?? form.action, { method: "POST", body: data });
+    const response = await load(submitter?.getAttribute("formaction") ?? form.action, { method: "POST", body: data });
     const page = parse(await response.text());
     if (!$("#composer", page)) {
-      if (response.ok) location.assign(response.url); // the sign-in page
-      else refuse($("h1", page)?.textContent ?? `Error ${response.status}.`, $("#view h1 + p", page)?.textContent);
-      return;
+      if (!response.ok)
+        return refuse($("h1", page)?.textContent ?? `Error ${response.status}.`, $("#view h1 + p", page)?.textContent);
+      sessionStorage.draft = data.get("text") ?? ""; // until after the sign-in page
+      return location.assign(response.url);
     }
     // A question that was taken leaves the field; to stop or to answer again leaves it alone.
     if (response.ok && form.id === "composer" && !submitter?.hasAttribute("formaction")) field().value = "";
@@ -265,7 +267,7 @@ document.addEventListener("keydown", (event) => {
 async function awaken() {
   if (!$(".notice p")) return;
   await new Promise((done) => setTimeout(done, 3000));
-  const response = await fetch("/").catch(() => null);
+  const response = await load("/").catch(() => null);
   const fresh = response?.ok && $(".notice", parse(await response.text()));
   if (fresh) $(".notice").replaceWith(fresh);
   awaken();
@@ -278,6 +280,10 @@ function enliven() {
   for (const article of document.querySelectorAll("[data-events]")) follow(article);
 }
 
+if (field() && sessionStorage.draft) {
+  field().value = sessionStorage.draft;
+  delete sessionStorage.draft;
+}
 enliven();
 awaken();
 grow();
