@@ -33,7 +33,7 @@ class Watcher:
         """The default model is being compiled; `fraction` of it, 0 to 1, is done."""
 
     def settled(self, health: Health) -> None:
-        """Starting has ended, one way or the other."""
+        """Starting has ended, one way or the other, or goes on for longer ("starting"). May come again."""
 
     def named(self, host: str) -> None:
         """On the LAN Hob is called `host` (with .local) from now on; "" means no name."""
@@ -80,6 +80,7 @@ class Readiness:
     async def _prepare(self) -> None:
         """Load the default model; keeps trying for as long as the engine says that trying helps."""
         name = self._models.default
+        told = False
         while True:
             try:
                 installed = self._models.get()
@@ -87,6 +88,9 @@ class Readiness:
                 await self._engine.load(await self._models.reference(installed, self._watcher.progress))
             except EngineUnavailableError as error:
                 self._health = Health("starting", name, error.message)
+                if not told:
+                    told = True
+                    self._watcher.settled(self._health)
                 await asyncio.sleep(error.retry_after or 1)
             except HobError as error:
                 self._health = Health("failed", name, error.explanation)

@@ -22,6 +22,7 @@ class Console(Watcher):
     def __init__(self, settings: Settings) -> None:
         self.setup_code = ""
         self._settings = settings
+        self._shown = False
         self._bar = Bar(f"Compiling {settings.model} for this machine, this once ...")
 
     def progress(self, step: str, fraction: float) -> None:
@@ -29,11 +30,18 @@ class Console(Watcher):
         self._bar(step, fraction)
 
     def settled(self, health: Health) -> None:
-        """Say where Hob is, and whether it can answer."""
+        """Say whether Hob can answer and, the first time, where it is."""
         self._bar.stop()
-        if health.status == "failed":
+        if health.status != "ok":
             click.echo(f"hob: {health.reason}", err=True)
             click.echo("     Hob is running, but cannot answer.", err=True)
+        elif self._shown:
+            click.echo("Hob can answer again.", err=True)
+        if not self._shown:
+            self._shown = True
+            self._show()
+
+    def _show(self) -> None:
         shown = addresses(self._settings)
         click.echo(f"Hob is at {' or '.join(shown)}")
         if "JOURNAL_STREAM" not in os.environ:  # a log is nothing to point a phone at
