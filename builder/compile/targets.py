@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from builder.errors import UnsupportedError
 
-Isa = Literal["avx512vnni", "avx2", "generic"]
+Isa = Literal["avx512vnni", "avx2", "neondot", "generic"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ LEVELS = (
     ),
     Level("avx2", "x86_64", ("avx2", "fma", "f16c", "bmi2"), "x86-64-v3"),
     Level("generic", "x86_64", (), "x86-64"),
+    Level("neondot", "aarch64", ("asimddp",), "generic", ("+dotprod",)),
     Level("generic", "aarch64", (), "generic"),
 )
 

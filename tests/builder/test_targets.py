@@ -20,6 +20,7 @@ AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
         ("x86_64", AVX2 - {"fma"}, "x86_64-generic"),
         ("x86_64", frozenset(), "x86_64-generic"),
         ("aarch64", frozenset({"fp", "asimd"}), "aarch64-generic"),
+        ("aarch64", frozenset({"fp", "asimd", "asimddp"}), "aarch64-neondot"),
         ("riscv64", frozenset(), "riscv64-generic"),
     ],
 )
