@@ -9,8 +9,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from tests.service import start
 
 PICTURE = Path(__file__).parents[2] / "docs" / "screenshot.png"
-EARLIER = ("Which devices can use you?", "How do I back up my chats?", "How do I make an API key?")
-QUESTIONS = ("What is Hob?", "How do I add a model?")
+EARLIER = ("What is Hob?", "How do I make an API key?", "How do I back up my chats?")
+QUESTIONS = ("How do I reach Hob from my phone?", "How do I add a model?")
 
 
 def ask(page: Page, question: str) -> None:
