@@ -61,7 +61,13 @@ def silu_mul_quantise(k: int, *, rows: int | None = None) -> PrimFunc:
         m = _rows(rows)
         gate_up = vec.tensor("gate_up", (m, 2 * k), "float32")
         out = _blocks(k, rows)
-        _quantise_rows(out, m, k, rows, lambda row: lambda column: _silu_mul(gate_up, row, column, k))
+        _quantise_rows(
+            out,
+            m,
+            k,
+            rows,
+            lambda row: lambda column: _silu_mul(gate_up, row, column, k),
+        )
 
     return vec.build(f"silu_mul_quantise_k{k}{_suffix(rows)}", body)
 
@@ -142,7 +148,10 @@ def _quantise_rows(
         values = source(row)
         with T.serial(0, blocks) as block:
             _quantise_block(
-                (values(block * vec.BLOCK), values(block * vec.BLOCK + vec.LANES)), out, row, block
+                (values(block * vec.BLOCK), values(block * vec.BLOCK + vec.LANES)),
+                out,
+                row,
+                block,
             )
 
     def clear(row: Expr) -> None:
@@ -165,12 +174,17 @@ def _quantise_block(values: Pair, out: Buffer, row: Expr, block: Expr) -> None:
     for half, part in enumerate(values):
         # Adding 1.5 * 2**23 rounds to nearest even and leaves the integer in the low bits.
         shifted = tirx.reinterpret(
-            f"int32x{vec.LANES}", vec.fma(part, vec.splat(inverse), vec.splat(12582912.0))
+            f"int32x{vec.LANES}",
+            vec.fma(part, vec.splat(inverse), vec.splat(12582912.0)),
         )
         ints.append(T.bind(shifted - vec.splat(vec.i32(0x4B400000))))
         words = tirx.reinterpret("int32x4", tirx.Cast(f"int8x{vec.LANES}", ints[half]))
         vec.store(out, words, row, block, vec.i32(4 * half), lanes=4)
-    T.buffer_store(out, tirx.reinterpret("int32", peak * vec.f32(1 / 127.0)), [row, block, vec.i32(8)])
+    T.buffer_store(
+        out,
+        tirx.reinterpret("int32", peak * vec.f32(1 / 127.0)),
+        [row, block, vec.i32(8)],
+    )
     sum_ = vec.intrinsic("int32", "llvm.vector.reduce.add", ints[0] + ints[1])
     T.buffer_store(out, sum_ * vec.i32(-7), [row, block, vec.i32(9)])
 

@@ -107,6 +107,39 @@ class Task:
     scale: Expr
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a task keeps in the first-level cache: the state of all its rows, and what one block gives.
+
+    Attributes:
+        query, acc: float32 [rows, columns]: scaled queries, and values weighted so far.
+        sums: float32 [rows, 16], the weights so far, by lane.
+        peaks: float32 [rows], the greatest score so far.
+        keys: float32 [columns, 16], the block's keys, transposed.
+        weights: float32 [rows of a tile, 16], those of the block's values.
+    """
+
+    columns: int
+    query: Buffer
+    acc: Buffer
+    sums: Buffer
+    peaks: Buffer
+    keys: Buffer
+    weights: Buffer
+
+    @classmethod
+    def of(cls, rows: int, tile: int, columns: int) -> "_State":
+        return cls(
+            columns,
+            query=vec.local(lanes=rows * columns),
+            acc=vec.local(lanes=rows * columns),
+            sums=vec.local(lanes=rows * vec.LANES),
+            peaks=vec.local(lanes=rows),
+            keys=vec.local(lanes=columns * vec.LANES),
+            weights=vec.local(lanes=tile * vec.LANES),
+        )
+
+
 def chunk_rows(heads: Heads) -> int:
     """Rows of a prefill task: their queries and sums stay in the first-level cache with a block of keys."""
     return 64 if heads.dim <= 64 else 32
@@ -117,13 +150,7 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
     columns, parts, group = heads.dim, heads.dim // vec.LANES, heads.group
     tile = min(rows, isa.float_lanes // 2)
     tiles = -(-rows // tile)
-    # State of all rows, and one block of keys with its columns outermost.
-    query = vec.local(lanes=tiles * tile * columns)
-    acc = vec.local(lanes=tiles * tile * columns)
-    sums = vec.local(lanes=tiles * tile * vec.LANES)
-    peaks = vec.local(lanes=tiles * tile)
-    block_keys = vec.local(lanes=columns * vec.LANES)
-    weights = vec.local(lanes=tile * vec.LANES)
+    state = _State.of(tiles * tile, tile, columns)
     last = vec.fixed(task.tokens * group - 1)
 
     def visible(row: Expr) -> Expr:
@@ -142,13 +169,11 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
         token, head = place(tirx.Min(task.first + index, last))
         for part in range(parts):
             at = index * columns + part * vec.LANES
-            scaled = vec.load(task.query, token, head, vec.i32(part * vec.LANES)) * vec.splat(
-                task.scale * vec.f32(vec.LOG2_E)
-            )
-            vec.store(query, scaled, at)
-            vec.store(acc, vec.zero(), at)
-        vec.store(sums, vec.zero(), index * vec.LANES)
-        T.buffer_store(peaks, vec.f32(NO_SCORE), [index])
+            query = vec.load(task.query, token, head, vec.i32(part * vec.LANES))
+            vec.store(state.query, query * vec.splat(task.scale * vec.f32(vec.LOG2_E)), at)
+            vec.store(state.acc, vec.zero(), at)
+        vec.store(state.sums, vec.zero(), index * vec.LANES)
+        T.buffer_store(state.peaks, vec.f32(NO_SCORE), [index])
 
     seen = vec.fixed(visible(tirx.Min(task.first + rows - 1, last)))
     blocks = vec.fixed(tirx.floordiv(seen + (PAGE - 1), PAGE))
@@ -164,18 +189,15 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
                 task.keys.prefetch(following, vec.i32(row), column)
                 task.values.prefetch(following, vec.i32(row), column)
             for index, vector in enumerate(_transposed(loaded)):
-                vec.store(block_keys, vector, (column + index) * vec.LANES)
+                vec.store(state.keys, vector, (column + index) * vec.LANES)
         with T.serial(0, steps) as step:
             rows_ = [T.bind(step * tile + index) for index in range(tile)]
             bound = [vec.fixed(visible(task.first + row)) for row in rows_]
 
             def work(block: Expr = block, count: Expr = count) -> None:
-                scores = _scores(query, block_keys, rows_, columns, isa)
-                for index, row in enumerate(rows_):
-                    _soften(
-                        scores[index], block, bound[index], row, index, peaks, sums, acc, weights, columns
-                    )
-                _accumulate(task, acc, weights, rows_, block, count, columns, isa)
+                for index, scores in enumerate(_scores(state, rows_, isa)):
+                    _soften(state, scores, rows_[index], index, block, bound[index])
+                _accumulate(state, task.values, rows_, block, count, isa)
 
             vec.when(block * PAGE < bound[-1], work)
 
@@ -184,14 +206,16 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
 
         def finish() -> None:
             token, head = place(row)
-            sum_ = vec.total(vec.load(sums, index * vec.LANES))
+            sum_ = vec.total(vec.load(state.sums, index * vec.LANES))
             inverse = T.bind(tirx.Select(sum_ > vec.f32(0.0), vec.f32(1.0) / sum_, vec.f32(0.0)))
             for part in range(parts):
-                out = vec.load(acc, index * columns + part * vec.LANES) * vec.splat(inverse)
+                out = vec.load(state.acc, index * columns + part * vec.LANES) * vec.splat(inverse)
                 vec.store(task.output, out, token, head, vec.i32(part * vec.LANES))
-            score = peaks[index] + tirx.log2(sum_)
+            score = state.peaks[index] + tirx.log2(sum_)
             T.buffer_store(
-                task.lse, tirx.Select(sum_ > vec.f32(0.0), score, vec.f32(NO_SCORE)), [token, head]
+                task.lse,
+                tirx.Select(sum_ > vec.f32(0.0), score, vec.f32(NO_SCORE)),
+                [token, head],
             )
 
         vec.when(row <= last, finish)
@@ -212,7 +236,7 @@ def _transposed(rows: list[Expr]) -> list[Expr]:
     return rows
 
 
-def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int, isa: Isa) -> list[Expr]:
+def _scores(state: _State, rows: list[Expr], isa: Isa) -> list[Expr]:
     """Each row's 16 dot products with the block's keys."""
     # Few rows alone would wait for each addition; several partial sums per row keep the machine busy.
     chains = 1
@@ -222,13 +246,14 @@ def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int, i
     for chains_ in partial:
         for sum_ in chains_:
             vec.assign(sum_, vec.zero())
-    with T.serial(0, columns // chains) as step:
+    with T.serial(0, state.columns // chains) as step:
         for chain in range(chains):
             column = step * chains + chain
-            keys = T.bind(vec.load(block_keys, column * vec.LANES))
+            keys = T.bind(vec.load(state.keys, column * vec.LANES))
             for index, row in enumerate(rows):
                 sum_ = partial[index][chain]
-                vec.assign(sum_, vec.fma(vec.splat(query[row * columns + column]), keys, vec.value(sum_)))
+                query = vec.splat(state.query[row * state.columns + column])
+                vec.assign(sum_, vec.fma(query, keys, vec.value(sum_)))
     scores = []
     for sums in partial:
         score = vec.value(sums[0])
@@ -238,68 +263,57 @@ def _scores(query: Buffer, block_keys: Buffer, rows: list[Expr], columns: int, i
     return scores
 
 
-def _soften(
-    scores: Expr,
-    block: Expr,
-    bound: Expr,
-    row: Expr,
-    index: int,
-    peaks: Buffer,
-    sums: Buffer,
-    acc: Buffer,
-    weights: Buffer,
-    columns: int,
-) -> None:
-    """Turn a row's scores into softmax weights, relative to its running maximum, and update its state."""
+def _soften(state: _State, scores: Expr, row: Expr, index: int, block: Expr, bound: Expr) -> None:
+    """Turn a row's scores into softmax weights, relative to its running maximum, and update its state.
+
+    `index` is the row's place in its tile, `bound` how many keys it sees.
+    """
 
     # Written out twice: TVM's analyser cannot bind a vector of booleans.
     def allowed() -> Expr:
         return tirx.Ramp(block * PAGE, 1, PAGE) < vec.splat(bound)
 
     scores = vec.held(tirx.Select(allowed(), scores, vec.splat(-1e30)))
-    old = vec.fixed(peaks[row], "float32")
+    old = vec.fixed(state.peaks[row], "float32")
     peak = vec.fixed(tirx.Max(old, vec.largest(scores)), "float32")
+    lanes = row * vec.LANES
 
     def rescale() -> None:
         factor = vec.exp2(vec.splat(old - peak))
-        T.buffer_store(peaks, peak, [row])
-        vec.store(sums, vec.load(sums, row * vec.LANES) * factor, row * vec.LANES)
-        for part in range(columns // vec.LANES):
-            at = row * columns + part * vec.LANES
-            vec.store(acc, vec.load(acc, at) * factor, at)
+        T.buffer_store(state.peaks, peak, [row])
+        vec.store(state.sums, vec.load(state.sums, lanes) * factor, lanes)
+        for part in range(state.columns // vec.LANES):
+            at = row * state.columns + part * vec.LANES
+            vec.store(state.acc, vec.load(state.acc, at) * factor, at)
 
     # The maximum seldom moves after the first blocks.
     vec.when(peak > old, rescale)
     # exp2 is clamped, so what is not allowed must be made zero.
     weight = T.bind(tirx.Select(allowed(), vec.exp2(scores - vec.splat(peak)), vec.zero()))
-    vec.store(weights, weight, vec.i32(index * vec.LANES))
-    vec.store(sums, vec.load(sums, row * vec.LANES) + weight, row * vec.LANES)
+    vec.store(state.weights, weight, vec.i32(index * vec.LANES))
+    vec.store(state.sums, vec.load(state.sums, lanes) + weight, lanes)
 
 
-def _accumulate(
-    task: Task,
-    acc: Buffer,
-    weights: Buffer,
-    rows: list[Expr],
-    block: Expr,
-    count: Expr,
-    columns: int,
-    isa: Isa,
-) -> None:
+def _accumulate(state: _State, source: Rows, rows: list[Expr], block: Expr, count: Expr, isa: Isa) -> None:
     """Add the block's values, weighted, to the rows' sums: as many columns at a time as registers allow."""
-    parts = columns // vec.LANES
+    parts = state.columns // vec.LANES
     width = min(parts, max(1, isa.float_lanes // len(rows)))
     for first in range(0, parts, width):
         taken = range(first, min(parts, first + width))
-        sums = {(row, part): vec.local() for row in range(len(rows)) for part in taken}
-        for (row, part), sum_ in sums.items():
-            vec.assign(sum_, vec.load(acc, rows[row] * columns + part * vec.LANES))
+        places = {
+            (index, part): row * state.columns + part * vec.LANES
+            for index, row in enumerate(rows)
+            for part in taken
+        }
+        sums = {place: vec.local() for place in places}
+        for place, at in places.items():
+            vec.assign(sums[place], vec.load(state.acc, at))
         with T.serial(0, count) as key:
-            values = {part: T.bind(task.values.load(block, key, vec.i32(part * vec.LANES))) for part in taken}
-            for row in range(len(rows)):
-                weight = T.bind(vec.splat(weights[row * vec.LANES + key]))
+            values = {part: T.bind(source.load(block, key, vec.i32(part * vec.LANES))) for part in taken}
+            for index in range(len(rows)):
+                weight = T.bind(vec.splat(state.weights[index * vec.LANES + key]))
                 for part in taken:
-                    sum_ = sums[row, part]
+                    sum_ = sums[index, part]
                     vec.assign(sum_, vec.fma(weight, values[part], vec.value(sum_)))
-        for (row, part), sum_ in sums.items():
-            vec.store(acc, vec.value(sum_), rows[row] * columns + part * vec.LANES)
+        for place, at in places.items():
+            vec.store(state.acc, vec.value(sums[place]), at)

@@ -21,7 +21,11 @@ def merge(heads: Heads) -> PrimFunc:
         s = vec.tensor("s", shape[:2], "float32")
         v_other = vec.tensor("v_other", shape, "float32")
         s_other = vec.tensor("s_other", shape[:2], "float32")
-        with vec.root(), T.parallel(0, tokens) as token, T.serial(0, heads.query) as head:
+        with (
+            vec.root(),
+            T.parallel(0, tokens) as token,
+            T.serial(0, heads.query) as head,
+        ):
             mine, other = T.bind(s[token, head]), T.bind(s_other[token, head])
             peak = T.bind(tirx.Max(mine, other))
             weight = vec.exp2(vec.splat(mine - peak))

@@ -56,6 +56,10 @@ def lookup_packed(vocab: int, k: int, isa: Isa, *, scale: str = "float16") -> Pr
                     raw = T.bind(tirx.Cast("int32", packed[group, block, isa.byte(row, column)]))
                     for half, nibble in enumerate((raw & vec.i32(15), raw >> vec.i32(4))):
                         value = tirx.Cast("float32", nibble - 7) * factor
-                        T.buffer_store(y, value, [token, block * vec.BLOCK + half * vec.LANES + column])
+                        T.buffer_store(
+                            y,
+                            value,
+                            [token, block * vec.BLOCK + half * vec.LANES + column],
+                        )
 
     return vec.build(f"lookup_packed_{isa.name}_{scale}_v{vocab}_k{k}", body)

@@ -18,7 +18,13 @@ CHUNK_BYTES = 128 * 1024
 
 
 def linear(
-    n: int, k: int, isa: Isa, *, weight: str, rows: int | None = None, residual: bool = False
+    n: int,
+    k: int,
+    isa: Isa,
+    *,
+    weight: str,
+    rows: int | None = None,
+    residual: bool = False,
 ) -> PrimFunc:
     """f(*weight, x float32 [m, k], [residual float32 [m, n],] y float32 [m, n]): y = W @ x (+ residual).
 
@@ -56,7 +62,10 @@ def linear(
                         value = T.bind(vec.load(x, row, block * vec.BLOCK + half * vec.LANES))
                         for output in range(outputs):
                             sum_ = sums[output][token][half]
-                            vec.assign(sum_, vec.fma(parts[output][half], value, vec.value(sum_)))
+                            vec.assign(
+                                sum_,
+                                vec.fma(parts[output][half], value, vec.value(sum_)),
+                            )
             for output in range(outputs):
                 for token in range(tokens):
                     pair = sums[output][token]
@@ -64,7 +73,10 @@ def linear(
                     if pair[1] is not pair[0]:
                         sum_ = sum_ + vec.value(pair[1])
                     column, row = first_output + output, first_token + token
-                    inside = _both(column < n if n % outputs else None, row < m if tokens > 1 else None)
+                    inside = _both(
+                        column < n if n % outputs else None,
+                        row < m if tokens > 1 else None,
+                    )
                     vec.when(inside, partial(write, sum_, row, column))
 
         def write(sum_: Expr, row: Expr, column: Expr) -> None:

@@ -18,7 +18,10 @@ def append(heads: Heads) -> PrimFunc:
         tokens = T.int32()
         # TVM passes one layer of a larger tensor.
         pages = vec.tensor(
-            "pages", (T.int32(), 2, heads.kv, PAGE, heads.dim), "float32", elem_offset=T.int64()
+            "pages",
+            (T.int32(), 2, heads.kv, PAGE, heads.dim),
+            "float32",
+            elem_offset=T.int64(),
         )
         keys = vec.tensor("k", (tokens, heads.kv, heads.dim), "float32")
         values = vec.tensor("v", (tokens, heads.kv, heads.dim), "float32")
@@ -30,11 +33,20 @@ def append(heads: Heads) -> PrimFunc:
             def copy() -> None:
                 page = vec.fixed(tirx.floordiv(position, PAGE))
                 offset = vec.fixed(tirx.floormod(position, PAGE))
-                with T.serial(0, heads.kv) as head, T.serial(0, heads.dim // vec.LANES) as part:
+                with (
+                    T.serial(0, heads.kv) as head,
+                    T.serial(0, heads.dim // vec.LANES) as part,
+                ):
                     at = part * vec.LANES
                     for which, source in enumerate((keys, values)):
                         vec.store(
-                            pages, vec.load(source, token, head, at), page, vec.i32(which), head, offset, at
+                            pages,
+                            vec.load(source, token, head, at),
+                            page,
+                            vec.i32(which),
+                            head,
+                            offset,
+                            at,
                         )
 
             vec.when(position >= 0, copy)

@@ -42,7 +42,11 @@ def pack(n: int, k: int, isa: Isa, *, scale: str = "float16") -> PrimFunc:
                 for quad in range(4):
                     low, high = words[quad // 2], words[2 + quad // 2]
                     bytes_ = _spread(low, quad % 2) | _spread(high, quad % 2) << _u32(4)
-                    index = [group, block, tirx.Ramp((row + quad * isa.lanes) * 4, 1, 4)]
+                    index = [
+                        group,
+                        block,
+                        tirx.Ramp((row + quad * isa.lanes) * 4, 1, 4),
+                    ]
                     T.buffer_store(packed, tirx.reinterpret("uint8x4", bytes_), index)
             else:
                 for column in range(16):

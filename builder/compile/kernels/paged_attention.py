@@ -171,7 +171,13 @@ class _Pages:
 
         def part(which: int) -> Rows:
             return Rows(
-                self._pages, lambda block, row: (self._values[start + block], vec.i32(which), kv_head, row)
+                self._pages,
+                lambda block, row: (
+                    self._values[start + block],
+                    vec.i32(which),
+                    kv_head,
+                    row,
+                ),
             )
 
         return [part(0), part(1)]

@@ -39,9 +39,14 @@ def frequencies(theta: float, dim: int, scaling: Mapping[str, Any] | None = None
         return tuple(float(f) for f in plain / np.float32(scaling["factor"]))
     if kind != "llama3":
         raise UnsupportedError(
-            f"rope_scaling type {kind!r} is not supported", hint="Supported: default, linear, llama3."
+            f"rope_scaling type {kind!r} is not supported",
+            hint="Supported: default, linear, llama3.",
         )
-    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+    factor, low, high = (
+        scaling["factor"],
+        scaling["low_freq_factor"],
+        scaling["high_freq_factor"],
+    )
     context = scaling["original_max_position_embeddings"]
     turns = context * plain.astype(np.float64) / (2 * math.pi)
     # Fewer turns than `low` over the original context: interpolated; more than `high`: kept; a ramp in
@@ -80,7 +85,10 @@ def split_rotary(heads: Heads, rates: Sequence[float]) -> PrimFunc:
                     high = T.bind(vec.load(qkv, token, head + first, vec.i32(half + at), lanes=lanes))
                     if turn is not None:
                         cos, sin = (vec.load(table, vec.i32(at), lanes=lanes) for table in turn)
-                        low, high = T.bind(low * cos - high * sin), T.bind(high * cos + low * sin)
+                        low, high = (
+                            T.bind(low * cos - high * sin),
+                            T.bind(high * cos + low * sin),
+                        )
                     vec.store(out, low, token, head, vec.i32(at), lanes=lanes)
                     vec.store(out, high, token, head, vec.i32(half + at), lanes=lanes)
                 for at in range(2 * half, heads.dim, 8):
@@ -94,10 +102,13 @@ def split_rotary(heads: Heads, rates: Sequence[float]) -> PrimFunc:
                 position = tirx.Cast("float32", position_map[token])
                 for at in range(0, half, lanes):
                     rate = tirx.Shuffle(
-                        [vec.f32(rates[at + lane]) for lane in range(lanes)], list(range(lanes))
+                        [vec.f32(rates[at + lane]) for lane in range(lanes)],
+                        list(range(lanes)),
                     )
                     for table, column in zip(
-                        turn, vec.cos_sin(vec.splat(position, lanes) * rate, lanes), strict=True
+                        turn,
+                        vec.cos_sin(vec.splat(position, lanes) * rate, lanes),
+                        strict=True,
                     ):
                         vec.store(table, column, vec.i32(at), lanes=lanes)
 

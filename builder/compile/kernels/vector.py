@@ -65,7 +65,9 @@ def blocks_of(k: int) -> int:
 
 
 def when(
-    condition: Expr | None, then: Callable[[], None], otherwise: Callable[[], None] | None = None
+    condition: Expr | None,
+    then: Callable[[], None],
+    otherwise: Callable[[], None] | None = None,
 ) -> None:
     """A branch at run time; a condition of None is known to hold and leaves no branch."""
     if condition is None:

@@ -48,7 +48,13 @@ TILES = {
 
 
 def linear(
-    n: int, k: int, isa: Isa, *, scale: str = "float16", rows: int | None = None, residual: bool = False
+    n: int,
+    k: int,
+    isa: Isa,
+    *,
+    scale: str = "float16",
+    rows: int | None = None,
+    residual: bool = False,
 ) -> PrimFunc:
     """f(packed uint8, scales, blocks int32 [p, k/32, 10], [residual float32 [m, n],] y float32 [m, n]).
 
@@ -85,14 +91,25 @@ def linear(
                     if scale == "float16":
                         factor = vec.half_to_float(factor, isa.half, lanes)
                     factors.append(T.bind(factor))
-                dots = _dots(packed, taken, block, act, [first + token for token in range(shape.tokens)], isa)
+                dots = _dots(
+                    packed,
+                    taken,
+                    block,
+                    act,
+                    [first + token for token in range(shape.tokens)],
+                    isa,
+                )
                 for token in range(shape.tokens):
-                    step = vec.splat(tirx.reinterpret("float32", act[first + token, block, 8]), lanes)
-                    step = T.bind(step)
+                    step = tirx.reinterpret("float32", act[first + token, block, 8])
+                    step = T.bind(vec.splat(step, lanes))
                     for index, factor in enumerate(factors):
                         sum_ = sums[index][token]
                         dot = tirx.Cast(f"float32x{lanes}", dots[index][token])
-                        vec.assign(sum_, vec.fma(dot, factor * step, vec.value(sum_, lanes), lanes), lanes)
+                        vec.assign(
+                            sum_,
+                            vec.fma(dot, factor * step, vec.value(sum_, lanes), lanes),
+                            lanes,
+                        )
             for index in range(shape.groups):
                 for token in range(shape.tokens):
                     row = first + token
@@ -100,7 +117,10 @@ def linear(
                     if index and groups % shape.groups:
                         inside.append(group + index < groups)
                     condition = tirx.all(*inside) if inside else None
-                    vec.when(condition, partial(write, sums[index][token], group + index, row))
+                    vec.when(
+                        condition,
+                        partial(write, sums[index][token], group + index, row),
+                    )
 
         def write(sum_: Buffer, group: Expr, row: Expr) -> None:
             column = group * lanes
@@ -129,7 +149,12 @@ def linear(
                         # The last tile overlaps the one before it rather than have idle tokens.
                         first = tirx.Max(tirx.Min(step * shape.tokens, m - shape.tokens), vec.i32(0))
                         group = (task * chunk + index) * shape.groups
-                        tile(group, vec.fixed(first), shape, streams=shape.limit is not None)
+                        tile(
+                            group,
+                            vec.fixed(first),
+                            shape,
+                            streams=shape.limit is not None,
+                        )
 
         def best(shapes: tuple[Tile, ...]) -> None:
             condition = None if shapes[0].limit is None else m <= shapes[0].limit
@@ -152,7 +177,12 @@ def _prefetch(packed: Buffer, group: Expr, block: Expr, isa: Isa) -> None:
 
 
 def _dots(
-    packed: Buffer, groups: list[Expr], block: Expr, act: Buffer, rows: list[Expr], isa: Isa
+    packed: Buffer,
+    groups: list[Expr],
+    block: Expr,
+    act: Buffer,
+    rows: list[Expr],
+    isa: Isa,
 ) -> list[list[Expr]]:
     """By group and activation row, int32 vectors: sums over the block's 32 columns of (nibble - 7) * int8."""
     if isa.dot == "plain":
