@@ -5,26 +5,33 @@ import pytest
 
 from builder.compile.kernels import attention_state, paged_attention
 from builder.compile.kernels.attention import NO_SCORE, Heads
-from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.isa import AVX2, AVX512_VNNI, GENERIC, Isa
 from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled
 
-# Grouped queries with a group that fills no tile, one query head per key head, and a dimension of odd parts.
-GEOMETRIES = [Heads(2, 14, 32), Heads(3, 3, 48)]
+# Groups of query heads that fill no tile; one query head per key head, of an odd number of vectors.
+GROUPED, SINGLE = Heads(2, 14, 32), Heads(3, 3, 48)
+CASES = [(AVX512_VNNI, GROUPED), (AVX2, SINGLE), (GENERIC, GROUPED), (GENERIC, SINGLE)]
 LENGTHS = [1, 15, 0, 16, 17, 100]
 """Keys per sequence."""
 
 NO_ROTATION = (0, 1.0, 1.0)
 
 
-@pytest.fixture(scope="module", params=GEOMETRIES, ids=lambda heads: heads.name)
-def heads(request: pytest.FixtureRequest) -> Heads:
-    geometry: Heads = request.param
-    return geometry
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1].name}")
+def case(request: pytest.FixtureRequest) -> tuple[Isa, Heads]:
+    chosen: tuple[Isa, Heads] = request.param
+    return chosen
 
 
 @pytest.fixture(scope="module")
-def library(isa: Isa, heads: Heads) -> Library:
+def heads(case: tuple[Isa, Heads]) -> Heads:
+    return case[1]
+
+
+@pytest.fixture(scope="module")
+def library(case: tuple[Isa, Heads]) -> Library:
+    isa, heads = case
     return compiled(
         isa,
         {
