@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from builder.compile.kernels.isa import AVX2, AVX512_VNNI, GENERIC, Isa
+from builder.compile import targets
+from builder.compile.kernels.isa import ISAS, Isa
+
+OF_THIS_MACHINE = [ISAS[level.isa] for level in targets.LEVELS if level.arch == targets.machine()]
 
 
-@pytest.fixture(scope="package", params=[AVX512_VNNI, AVX2, GENERIC], ids=lambda isa: isa.name)
+@pytest.fixture(scope="package", params=OF_THIS_MACHINE, ids=lambda isa: isa.name)
 def isa(request: pytest.FixtureRequest) -> Isa:
     """An instruction set."""
     chosen: Isa = request.param
