@@ -107,7 +107,43 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels) -> Any:
 def lower(module: Any, target: Any) -> Any:
     """Run TVM's passes from Relax down to calls of the virtual machine."""
     with target, tvm.transform.PassContext(opt_level=3):
-        return relax.get_default_pipeline(target)(module)
+        return without_weight_checks(relax.get_default_pipeline(target)(module))
+
+
+def without_weight_checks(lowered: Any) -> Any:
+    """Drop the checks of every weight's type and shape that TVM puts at the start of every function.
+
+    A token would pay for hundreds of them. The loader allocates the weights with the shapes that the library's
+    own metadata gives, so they cannot fail.
+    """
+    checks = {"vm.builtin.check_tensor_info", "vm.builtin.check_tuple_info", "vm.builtin.match_shape"}
+
+    def checked(binding: Any) -> Any | None:
+        """The variable that a binding does nothing but check."""
+        value = binding.value
+        is_check = isinstance(value, relax.Call) and getattr(value.op, "global_symbol", "") in checks
+        return value.args[0] if is_check else None
+
+    for name, function in lowered.functions.items():
+        if not isinstance(function, relax.Function):
+            continue
+        weights = {p for p in function.params if p.name.startswith("packed_params")}
+        bindings = [binding for block in function.body.blocks for binding in block.bindings]
+        for binding in bindings:
+            if isinstance(binding.value, relax.TupleGetItem) and binding.value.tuple_value in weights:
+                weights.add(binding.var)
+        dropped = {v for b in bindings if (v := checked(b)) is not None and v in weights}
+        kept = [
+            b
+            for b in bindings
+            # Elements that were taken out of the tuple for a check are not used otherwise.
+            if b.var not in dropped and ((v := checked(b)) is None or v not in dropped)
+        ]
+        body = relax.SeqExpr([relax.BindingBlock(kept)], function.body.body)
+        lowered[name] = relax.Function(
+            function.params, body, function.ret_ty, function.is_pure, function.attrs
+        )
+    return lowered
 
 
 def metadata_module(module: Any, usage: dict[str, int]) -> Any:
