@@ -12,8 +12,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .vector import Buffer, Expr, PrimFunc
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 
 ROW_TILE = 4
 """Block tensors of many rows have zero rows up to a multiple of this: small GEMM tiles have no edge."""

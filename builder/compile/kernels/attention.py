@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.vector import Buffer, Expr
 from builder.errors import UnsupportedError
-
-from . import vector as vec
-from .isa import Isa
-from .vector import Buffer, Expr
 
 PAGE = 16
 """Positions in a page of the KV cache, and keys in a block here."""

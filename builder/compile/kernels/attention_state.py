@@ -3,9 +3,9 @@
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .attention import Heads
-from .vector import PrimFunc
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.attention import Heads
+from builder.compile.kernels.vector import PrimFunc
 
 
 def merge(heads: Heads) -> PrimFunc:

@@ -6,11 +6,11 @@ Token ids are not checked here: the caller validates 0 <= id < vocab.
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .isa import Isa
-from .packing import packed_shape, scales_shape
-from .vector import PrimFunc
-from .weights import declare
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.packing import packed_shape, scales_shape
+from builder.compile.kernels.vector import PrimFunc
+from builder.compile.kernels.weights import declare
 
 
 def lookup(vocab: int, k: int, isa: Isa, *, weight: str) -> PrimFunc:

@@ -8,10 +8,10 @@ from functools import partial
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .isa import Isa
-from .vector import Buffer, Expr, PrimFunc
-from .weights import declare
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
+from builder.compile.kernels.weights import declare
 
 CHUNK_BYTES = 128 * 1024
 """Weights that a task keeps in the second-level cache while the tokens pass by."""

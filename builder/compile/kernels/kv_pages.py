@@ -3,9 +3,9 @@
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .attention import PAGE, Heads
-from .vector import Expr, PrimFunc
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.attention import PAGE, Heads
+from builder.compile.kernels.vector import Expr, PrimFunc
 
 
 def append(heads: Heads) -> PrimFunc:

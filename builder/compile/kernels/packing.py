@@ -3,9 +3,9 @@
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .isa import Isa
-from .vector import Expr, PrimFunc
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.vector import Expr, PrimFunc
 
 
 def groups_of(n: int, isa: Isa) -> int:

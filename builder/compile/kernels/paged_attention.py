@@ -11,10 +11,10 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .attention import PAGE, Heads, Rows, Task, attend, chunk_rows
-from .isa import Isa
-from .vector import Buffer, Expr, PrimFunc
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.attention import PAGE, Heads, Rows, Task, attend, chunk_rows
+from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 
 
 def decode(heads: Heads, isa: Isa) -> PrimFunc:

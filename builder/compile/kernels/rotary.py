@@ -14,11 +14,10 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.attention import Heads
+from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 from builder.errors import UnsupportedError
-
-from . import vector as vec
-from .attention import Heads
-from .vector import Buffer, Expr, PrimFunc
 
 
 def frequencies(theta: float, dim: int, scaling: Mapping[str, Any] | None = None) -> tuple[float, ...]:

@@ -12,11 +12,11 @@ from itertools import chain
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .activation import WORDS
-from .isa import Isa
-from .packing import groups_of, packed_shape, scales_shape
-from .vector import Buffer, Expr, PrimFunc
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.activation import WORDS
+from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.packing import groups_of, packed_shape, scales_shape
+from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 
 PREFETCH = 4096
 """Bytes fetched ahead where weights stream from memory: hardware prefetchers do not fill its bandwidth."""

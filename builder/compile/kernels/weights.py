@@ -9,9 +9,9 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from . import vector as vec
-from .isa import Isa
-from .vector import Expr
+from builder.compile.kernels import vector as vec
+from builder.compile.kernels.isa import Isa
+from builder.compile.kernels.vector import Expr
 
 WEIGHTS = ("q4f16", "q4f32", "float16", "float32")
 
