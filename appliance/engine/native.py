@@ -1,18 +1,7 @@
-"""Runs compiled model libraries with TVM's runtime alone: no compiler, and no `tvm` package, in the process.
+"""Runs compiled model libraries with TVM's runtime alone: there is no compiler and no `tvm` package."""
 
-The runtime keeps one thread pool per calling thread, so all calls on a model come from the thread that loaded
-it. Tensors are allocated by the runtime, because the libraries' vector code needs 64-byte alignment.
-"""
-
-import ctypes
-import importlib.util
 import json
-import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +9,25 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from appliance.engine.runtime import release_free_memory, runtime, tensor_of
+from appliance.engine.weights import PAGE, Progress, check_parameters, fit, footprint, pack, pages
 from appliance.errors import ContextLengthError, InvalidRequestError, ModelLoadError
 from builder.compile import check_library
-from builder.compile.mlc import MLCDirectory, TensorEntry, widen_bfloat16
+from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
 
 Floats = npt.NDArray[np.float32]
-Progress = Callable[[float], None]
 
-PAGE = 16  # tokens per page of the KV cache; the attention kernels are made for it
-# What the runtime, its threads and the allocator take on top of the tensors.
-RESERVE = 32 * 2**20
-# Elements that are converted at a time while weights are read.
-BLOCK = 2**20
 # The pooled one keeps every size it has ever seen: with prompts of any length, memory would only grow.
 NAIVE_ALLOCATOR = 1
 CPU = 1  # DLPack's device type
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes a model needs beyond those of the process that loads it.
-
-    Attributes:
-        weights: packed weights.
-        loading: the most that packed weights and the tensor being packed take together.
-        scratch: intermediate results of the largest forward pass.
-        kv_per_token: KV cache per token of context.
-    """
-
-    weights: int
-    loading: int
-    scratch: int
-    kv_per_token: int
-
-    def total(self, tokens: int) -> int:
-        """With `tokens` of KV cache."""
-        running = self.weights + self.scratch + self.kv_per_token * tokens
-        return max(self.loading, running) + RESERVE
-
-
 class NativeModel:
-    """A loaded model with its KV cache. Use it from the thread that loaded it.
+    """A loaded model with its KV cache.
+
+    The runtime keeps a pool of threads for every thread that calls it: use a model from the thread that
+    loaded it.
 
     Attributes:
         vocab_size: rows of the logits; token ids are below it.
@@ -273,152 +239,3 @@ class NativeModel:
         for token in ids:
             if not 0 <= token < self.vocab_size:
                 raise InvalidRequestError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
-
-
-def runtime(threads: int = 0) -> Any:
-    """Load TVM's runtime libraries, once, and return the `tvm_ffi` module.
-
-    `threads` counts at the first call only, because the thread pool reads it when it starts; 0 means one per
-    physical core that this process may use. A TVM_NUM_THREADS from outside wins.
-    """
-    # TVM's own default halves the count on x86, where it takes every second core for a hyper-thread.
-    os.environ.setdefault("TVM_NUM_THREADS", str(threads or cores()))
-    return _runtime()
-
-
-def cores() -> int:
-    """Physical cores that this process may use; all logical ones if the system does not tell them apart."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-
-
-@cache
-def _runtime() -> Any:
-    spec = importlib.util.find_spec("tvm")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelLoadError("TVM is not installed", hint="Run `pip install apache-tvm`.")
-    import tvm_ffi  # loads its shared library; only a process that runs models pays for it
-
-    folder = Path(next(iter(spec.submodule_search_locations))) / "lib"
-    suffix = ".dylib" if sys.platform == "darwin" else ".so"
-    for name in ("libtvm_runtime", "libtvm_runtime_extra"):
-        ctypes.CDLL(str(folder / f"{name}{suffix}"), ctypes.RTLD_GLOBAL)
-    return tvm_ffi
-
-
-def empty(shape: Sequence[int], dtype: str) -> Any:
-    """An uninitialised tensor, aligned as the kernels need it."""
-    ffi = _runtime()
-    allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-    return allocate(ffi.Shape(list(shape)), ffi.dtype(dtype), ffi.device("cpu", 0), None)
-
-
-def tensor_of(array: npt.NDArray[Any]) -> Any:
-    """A copy of `array` as a tensor."""
-    tensor = empty(array.shape, str(array.dtype))
-    np.from_dlpack(tensor)[...] = array
-    return tensor
-
-
-def pages(tokens: int) -> int:
-    """KV cache pages that hold `tokens` tokens of one sequence."""
-    return -(-tokens // PAGE)
-
-
-def footprint(model: MLCDirectory, metadata: Mapping[str, Any]) -> Footprint:
-    """What a model needs, from its library's metadata."""
-    cache = metadata["kv_cache"]
-    per_token = 2 * cache["num_hidden_layers"] * cache["num_key_value_heads"] * cache["head_dim"] * 4
-    weights = loading = 0
-    for step in metadata["packing"]:
-        weights += sum(
-            math.prod(output["shape"]) * np.dtype(output["dtype"]).itemsize for output in step["outputs"]
-        )
-        unpacked = sum(model.tensors[name].nbytes for name in step["sources"]) if step["function"] else 0
-        loading = max(loading, weights + unpacked)
-    return Footprint(weights, loading, max(metadata["memory_usage"].values()), per_token)
-
-
-def fit(name: str, need: Footprint, *, available: int, context: int, max_sequences: int) -> int:
-    """How many sequences of `context` tokens fit `available` bytes with the weights: at most `max_sequences`.
-
-    Raises:
-        ModelLoadError: not even one does; the message has the numbers.
-    """
-    for sequences in range(max_sequences, 0, -1):
-        if need.total(sequences * pages(context) * PAGE) <= available:
-            return sequences
-    raise ModelLoadError(
-        f"{name} needs {need.total(pages(context) * PAGE) / 2**20:.0f} MiB "
-        f"({need.weights / 2**20:.0f} of them weights, for {context} tokens of context), "
-        f"{available / 2**20:.0f} MiB are available",
-        hint="Choose a smaller model, or lower the setting `context`.",
-    )
-
-
-def check_parameters(model: MLCDirectory, metadata: Mapping[str, Any]) -> None:
-    """Refuse a directory whose tensors are not the ones the library was compiled for.
-
-    Raises:
-        ModelLoadError: names the first tensor that is missing or different.
-    """
-    for wanted in metadata["params"]:
-        entry = model.tensors.get(wanted["name"])
-        found = "missing" if entry is None else f"{entry.dtype} {list(entry.shape)}"
-        if found != (expected := f"{wanted['dtype']} {wanted['shape']}"):
-            raise ModelLoadError(
-                f"{model.path.name}: tensor {wanted['name']} is {found}, the library wants {expected}",
-                hint="Compile the model again: `hob model compile`.",
-            )
-
-
-def pack(
-    model: MLCDirectory, module: Any, steps: Sequence[Mapping[str, Any]], progress: Progress
-) -> Iterator[Any]:
-    """Yield the library's `packed_params` in order, made by its own kernels from the directory's tensors."""
-    done, total = 0, sum(model.tensors[name].nbytes for step in steps for name in step["sources"])
-    for step in steps:
-        outputs = [empty(output["shape"], output["dtype"]) for output in step["outputs"]]
-        entries = [model.tensors[name] for name in step["sources"]]
-        if step["function"] is None:
-            for entry, output in zip(entries, outputs, strict=True):
-                read_into(model, entry, np.from_dlpack(output))
-        else:
-            sources = [empty(entry.shape, entry.dtype) for entry in entries]
-            for entry, source in zip(entries, sources, strict=True):
-                read_into(model, entry, np.from_dlpack(source))
-            module.get_function(step["function"], query_imports=True)(*sources, *outputs)
-        yield from outputs
-        done += sum(entry.nbytes for entry in entries)
-        progress(done / total)
-
-
-def read_into(model: MLCDirectory, entry: TensorEntry, out: npt.NDArray[Any]) -> None:
-    """Fill `out` with a tensor of the directory, converted to its dtype.
-
-    Reads instead of mapping: mapped pages would count as memory of the process beside their packed copy.
-    """
-    stored = np.dtype("uint16" if entry.stored_dtype == "bfloat16" else entry.stored_dtype)
-    target = out.reshape(-1)
-    # Straight into place, or block by block through a buffer.
-    size = target.size if stored == out.dtype else min(target.size, BLOCK)
-    buffer = target if stored == out.dtype else np.empty(size, stored)
-    with (model.path / entry.shard).open("rb", buffering=0) as file:
-        file.seek(entry.offset)
-        for start in range(0, target.size, size):
-            part = buffer[: target.size - start]
-            view = part.view(np.uint8).data
-            while view:
-                if not (count := file.readinto(view)):
-                    raise ModelLoadError(f"{model.path / entry.shard} is shorter than its description")
-                view = view[count:]
-            if buffer is not target:
-                wide = widen_bfloat16(part) if entry.stored_dtype == "bfloat16" else part
-                target[start : start + part.size] = wide
-
-
-def release_free_memory() -> None:
-    """Give freed heap memory back to the system where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -113,8 +113,8 @@ def lower(module: Any, target: Any) -> Any:
 def without_weight_checks(lowered: Any) -> Any:
     """Drop the checks of every weight's type and shape that TVM puts at the start of every function.
 
-    A token would pay for hundreds of them. The loader allocates the weights with the shapes that the library's
-    own metadata gives, so they cannot fail.
+    A token would pay for hundreds of them. The loader allocates the weights with the shapes that the
+    library's own metadata gives, so they cannot fail.
     """
     checks = {"vm.builtin.check_tensor_info", "vm.builtin.check_tuple_info", "vm.builtin.match_shape"}
 

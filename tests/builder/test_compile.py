@@ -220,7 +220,7 @@ def test_every_linker_makes_a_library_that_loads(
     linker.link(objects, tmp_path / "model.so", chosen)
     code = """
 import sys
-from appliance.engine.native import runtime
+from appliance.engine.runtime import runtime
 module = runtime().load_module(sys.argv[1])
 executable = module["vm_load_executable"]()
 executable["vm_initialization"](1, 0, 1)

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from appliance.engine import native
+from appliance.engine import native, weights
+from appliance.engine.runtime import runtime, tensor_of
 from builder.compile.mlc import MLCDirectory
 from tests.compiled import GOLDEN, REFERENCES, library
 
@@ -19,16 +20,16 @@ class Library:
     """A library with packed weights and a KV cache, driven the way MLC-LLM's server drives its own."""
 
     def __init__(self) -> None:
-        self.ffi = native.runtime()
+        self.ffi = runtime()
         model = MLCDirectory.open(GOLDEN / "q4f32_1")
         self.module = self.ffi.load_module(str(library(model.path)), keep_module_alive=True)
         self.vm = self.module["vm_load_executable"]()
         self.vm["vm_initialization"](native.CPU, 0, native.NAIVE_ALLOCATOR)
         self.metadata = json.loads(str(self.vm["_metadata"]()))
         self.packed = self.ffi.Array(
-            list(native.pack(model, self.module, self.metadata["packing"], lambda _share: None))
+            list(weights.pack(model, self.module, self.metadata["packing"], lambda _share: None))
         )
-        sizes = (4, 1024, 256, native.PAGE, 0)
+        sizes = (4, 1024, 256, weights.PAGE, 0)
         self.kv = self.vm["create_tir_paged_kv_cache"](*(self.ffi.Shape([size]) for size in sizes))
 
     def kernel(self, name: str) -> Any:
@@ -61,7 +62,7 @@ class Library:
 
 def tensor(values: Any, dtype: Any = np.float32) -> Any:
     """A runtime tensor."""
-    return native.tensor_of(np.asarray(values, dtype))
+    return tensor_of(np.asarray(values, dtype))
 
 
 def array(value: Any) -> npt.NDArray[Any]:

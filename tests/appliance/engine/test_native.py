@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.engine import native
-from appliance.engine.native import Footprint, NativeModel
+from appliance.engine import weights
+from appliance.engine.native import Floats, NativeModel
 from appliance.engine.probe import probe
+from appliance.engine.weights import Footprint
 from appliance.errors import ContextLengthError, InvalidRequestError, ModelLoadError
 from builder.compile.mlc import CONFIG
 from builder.compile.targets import LEVELS, cpu_features, machine
@@ -45,7 +46,7 @@ def model() -> Iterator[NativeModel]:
         yield exact
 
 
-def prefilled(model: NativeModel, ids: list[int], *, seq: int = 0) -> native.Floats:
+def prefilled(model: NativeModel, ids: list[int], *, seq: int = 0) -> Floats:
     """Logits after a prompt, from a sequence that is gone afterwards."""
     model.add_sequence(seq)
     logits = model.prefill(seq, ids)
@@ -63,7 +64,7 @@ def greedy(model: NativeModel, reference: Reference) -> list[int]:
     return ids
 
 
-def forced(model: NativeModel, reference: Reference) -> list[native.Floats]:
+def forced(model: NativeModel, reference: Reference) -> list[Floats]:
     """Logits of every step when the reference's own tokens are fed."""
     model.add_sequence(0)
     steps = [model.prefill(0, reference.prompt)]
@@ -306,17 +307,17 @@ def test_what_does_not_fit_memory_is_refused_with_numbers() -> None:
     need = Footprint(weights=1000 * mib, loading=1200 * mib, scratch=160 * mib, kv_per_token=mib // 4)
 
     def fitting(available: int) -> int:
-        return native.fit("m", need, available=available * mib, context=1000, max_sequences=4)
+        return weights.fit("m", need, available=available * mib, context=1000, max_sequences=4)
 
     # 1008 tokens are 63 whole pages: 252 MiB for each sequence.
-    base = 1160 + native.RESERVE // mib
+    base = 1160 + weights.RESERVE // mib
     assert fitting(base + 4 * 252) == 4
     assert fitting(base + 4 * 252 - 1) == 3
     assert fitting(base + 252) == 1
     numbers = rf"{base + 252} MiB \(1000 of them weights.* {base + 251} MiB are available"
     with pytest.raises(ModelLoadError, match=numbers):
         fitting(base + 252 - 1)
-    assert need.total(0) == 1200 * mib + native.RESERVE  # loading takes more than running
+    assert need.total(0) == 1200 * mib + weights.RESERVE  # loading takes more than running
 
 
 def test_the_engine_is_small_and_has_no_compiler() -> None:
