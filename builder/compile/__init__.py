@@ -16,7 +16,7 @@ from builder.compile.library import Kernels, check_library
 from builder.compile.linker import find_linker, link
 from builder.compile.mlc import MLCDirectory
 from builder.compile.targets import Target
-from builder.errors import StaleLibraryError
+from builder.errors import BuildError, StaleLibraryError
 
 __all__ = ["Kernels", "check_library", "compile_model", "find_library"]
 
@@ -43,9 +43,19 @@ def compile_model(
     Raises:
         FormatError, UnsupportedError: the directory, family, quantisation or target.
         ToolMissingError: no linker.
-        BuildError: the linker failed.
+        BuildError: the linker failed, or `cache` cannot be written.
     """
     model = MLCDirectory.open(directory)
+    try:
+        return _compile(model, cache, target, kernels, progress)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write {error.filename or cache}: {error.strerror}",
+            hint=f"Make room or another place for compiled libraries; {cache} is where they go.",
+        ) from error
+
+
+def _compile(model: MLCDirectory, cache: Path, target: Target, kernels: Kernels, progress: Progress) -> Path:
     identity = _library.identify(model, target, kernels)
     path = cache / identity.file_name
     cache.mkdir(parents=True, exist_ok=True)

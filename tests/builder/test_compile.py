@@ -169,6 +169,14 @@ def test_a_failing_linker_leaves_nothing(tmp_path: Path) -> None:
     assert [file.suffix for file in cache.iterdir()] == [".lock"]
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """The error names the file at fault and where libraries go."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BuildError, match=str(tmp_path / "file")) as caught:
+        compile_model(MODEL, tmp_path / "file" / "libraries", target=TARGET, kernels="fast")
+    assert "libraries" in caught.value.hint
+
+
 def test_without_a_linker_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """No program on PATH and no ziglang wheel: the hint names both ways out."""
     monkeypatch.setenv("PATH", "/nowhere")
