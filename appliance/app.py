@@ -21,6 +21,7 @@ from appliance.errors import HobError
 from appliance.inference import Inference
 from appliance.models import Models
 from appliance.security import Gate, SecurityMiddleware, caller
+from appliance.security.headers import harden
 from appliance.store import Store
 from appliance.system import Readiness, Watcher
 from webui import views
@@ -145,5 +146,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _crash(request: Request, error: Exception) -> Response:
-    """A fault of ours. The server logs it with its traceback."""
-    return explain(request, HobError("something went wrong inside Hob", hint="Its log has the details."))
+    """A fault of ours. The server logs it with its traceback. Starlette answers it outside the middleware."""
+    response = explain(request, HobError("something went wrong inside Hob", hint="Its log has the details."))
+    harden(response.headers, private=True, trustworthy=False)
+    return response

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 GUIDE = "hob-guide"
 GUIDE_DIRECTORY = Path(builder.__file__).parent / "guide" / "model"
 GUIDE_NOTE = (
-    "A small guide to Hob itself, not a general model. To talk about anything else, add a model: "
-    "hob model convert, then hob model compile."
+    "A small guide to Hob itself, not a general model, and sometimes wrong. "
+    "To talk about anything else, add a model."
 )
 
 SAMPLING_FIELDS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
@@ -65,7 +65,7 @@ class Models:
 
     def list(self) -> tuple[ModelCard, ...]:
         """Cards of all models by name, the built-in one first. Damaged ones say so in `problem`."""
-        found = (self._look(name, path) for name, path in self._directories())
+        found = (self._look(name, path) for name, path in self.directories().items())
         cards = (entry.card if isinstance(entry, Installed) else entry for entry in found)
         return tuple(sorted(cards, key=lambda card: (not card.builtin, card.name)))
 
@@ -77,7 +77,7 @@ class Models:
             ModelLoadError: its directory is damaged; the message says how.
         """
         name = name or self.default
-        path = dict(self._directories()).get(name)
+        path = self.directories().get(name)
         if path is None:
             raise UnknownModelError(
                 f"model {name!r} is not installed", param="model", hint="`hob model list` shows what is."
@@ -110,8 +110,12 @@ class Models:
             directory=str(installed.directory), library=str(library), context=installed.card.context
         )
 
+    def directories(self) -> dict[str, Path]:
+        """Every directory that claims to be a model, by name, damaged ones too."""
+        return dict(self._directories())
+
     def _directories(self) -> Iterator[tuple[str, Path]]:
-        """Every directory that claims to be a model, by name. None may pose as the built-in one."""
+        """Pairs of name and directory. None may pose as the built-in model."""
         if GUIDE_DIRECTORY.is_dir():
             yield GUIDE, GUIDE_DIRECTORY
         for pattern in ("*", "*/*"):

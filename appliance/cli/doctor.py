@@ -21,8 +21,7 @@ def command(context: click.Context, as_json: bool) -> None:
     from builder.compile.targets import detect_target  # the compiler's side is imported only here
 
     settings = load_settings()
-    models = {card.name: Models(settings).get(card.name).directory for card in Models(settings).list()}
-    report = examine(settings, detect(), detect_target().key, models)
+    report = examine(settings, detect(), detect_target().key, Models(settings).directories())
     if as_json:
         click.echo(report.model_dump_json(indent=2))
     else:

@@ -1,6 +1,7 @@
 """The web side of `hob serve`: the application in its server. Imports the whole web stack."""
 
 import socket
+from ipaddress import ip_address
 
 import uvicorn
 
@@ -17,7 +18,7 @@ async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> 
     """Serve on `listener` until a signal ends it; then close the application and `engine`."""
     console = Console(settings)
     app = create_app(settings, engine, console)
-    if settings.lan and app.state.store.owner_hash() is None:
+    if not ip_address(listener.getsockname()[0]).is_loopback and app.state.store.owner_hash() is None:
         console.setup_code = app.state.gate.owner.setup_code
 
     class Server(uvicorn.Server):

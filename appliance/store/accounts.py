@@ -59,6 +59,12 @@ class Accounts(Connection):
         """Replace the hash of the owner's password."""
         self.change("owner", "UPDATE owner SET password_hash = ?", password_hash)
 
+    def remove_owner(self) -> bool:
+        """Forget the owner's password and sign every browser out; False when there was no owner."""
+        with self.atomic():
+            self.execute("DELETE FROM sessions")
+            return bool(self.execute("DELETE FROM owner"))
+
     def add_session(self, token_hash: str, expires: float, user_agent: str) -> Session:
         """Sign a browser in until `expires` (Unix time). Expired sessions are dropped on the way."""
         now = time.time()

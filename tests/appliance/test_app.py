@@ -179,6 +179,7 @@ async def test_faults_are_500_in_the_readers_shape(house: House) -> None:
         assert answer.status_code == 500
         assert "went wrong inside Hob" in answer.text
         assert "ZeroDivisionError" not in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert (await house.get("/v1/fault")).json()["error"]["type"] == "server_error"
     assert (await house.get("/fault")).headers["content-type"].startswith("text/html")
 

@@ -1,15 +1,17 @@
 """`hob doctor` finds what is wrong and says what to do."""
 
 import json
+import os
 import socket
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from appliance import doctor
-from appliance.config import Settings
+from appliance.config import load_settings
 from appliance.hardware import detect
 
 
@@ -28,6 +30,24 @@ def test_report_of_this_machine(tmp_path: Path) -> None:
     assert report["target"]
     assert {model["name"]: model["fits"] for model in report["models"]}["hob-guide"] is True
     assert all(finding["status"] != "problem" for finding in report["findings"])
+
+
+def test_a_damaged_model_does_not_end_the_examination(tmp_path: Path) -> None:
+    """A broken directory among the models is one finding; the rest of the report is there all the same."""
+    broken = tmp_path / "models" / "broken"
+    broken.mkdir(parents=True)
+    (broken / "mlc-chat-config.json").write_text("{")
+    result = subprocess.run(
+        ["hob", "doctor", "--json"],
+        env={"HOB_DATA_DIR": str(tmp_path), "HOB_PORT": "0", "PATH": _path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    findings = {finding["check"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert findings["model broken"]["status"] == "problem"
+    assert findings["model hob-guide"]["status"] == "ok"
 
 
 def test_text_for_people(tmp_path: Path) -> None:
@@ -49,7 +69,7 @@ def test_a_taken_port_is_a_problem(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         number = other.getsockname()[1]
-        finding = doctor.port(Settings(data_dir=tmp_path, port=number))
+        finding = doctor.port(load_settings(data_dir=tmp_path, port=number))
     assert finding.status == "problem"
     assert f"--port {number + 1}" in finding.hint
 
@@ -69,7 +89,7 @@ def test_a_damaged_database_is_a_problem(tmp_path: Path) -> None:
 def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     """A folder that is no MLC directory is a problem that names the file."""
     (tmp_path / "broken").mkdir()
-    fit = doctor.model_fit("broken", tmp_path / "broken", Settings(data_dir=tmp_path), detect())
+    fit = doctor.model_fit("broken", tmp_path / "broken", load_settings(data_dir=tmp_path), detect())
     assert not fit.fits
     assert "damaged" in fit.detail
     (finding,) = doctor.models_found((fit,))
@@ -86,7 +106,4 @@ def test_no_linker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _path() -> str:
-    import os
-    import sys
-
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

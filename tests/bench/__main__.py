@@ -41,6 +41,7 @@ class Player:
     """An engine in a process, driven by JSON lines."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.command = command
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -67,7 +68,7 @@ class Player:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(self.process.args[:4])} ended with {self.process.wait()}")  # type: ignore[index]  # a list, given above
+            raise SystemExit(f"{' '.join(self.command[:4])} ended with {self.process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
