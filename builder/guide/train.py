@@ -18,7 +18,7 @@ from torch import Tensor
 
 from builder.guide.corpus import load_corpus
 from builder.guide.dialogue import conversations
-from builder.guide.model import Parameters, Shape, forward, initial, loss_on, simulate_q4f16_1
+from builder.guide.network import Parameters, Shape, forward, initial, loss_on, simulate_q4f16_1
 from builder.guide.tokenizer import encode_turn, save_tokenizer, train_tokenizer
 
 IGNORED = -100  # torch's mark for positions without loss
