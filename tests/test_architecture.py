@@ -63,15 +63,15 @@ def modules(package: str) -> Iterator[tuple[str, ast.Module]]:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of everything imported anywhere in a tree; `from a import b` gives a and a.b."""
+    """Dotted names of everything imported in a tree; `from a import b` gives a.b if that is a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import of {node.module}"
-            assert node.module
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            assert node.module, "imports are absolute"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if exists(name) else node.module
 
 
 def layer(module: str) -> int | None:

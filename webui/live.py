@@ -14,9 +14,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Final
 
-from starlette.responses import StreamingResponse
-from starlette.types import Send
-
 from appliance.domain import Delta
 from appliance.errors import HobError, NotFoundError
 from appliance.inference import Inference
@@ -28,24 +25,6 @@ from webui.rendering import to_html
 
 PAUSE: Final = 0.1  # seconds between two events: fluent to read, cheap to render
 HEARTBEAT: Final = 15.0  # seconds of silence after which a comment keeps proxies from hanging up
-
-
-class EventStream(StreamingResponse):
-    """A stream of events whose generator is closed whichever way the connection ends."""
-
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
-        self._events = events
-        super().__init__(
-            events,
-            media_type="text/event-stream",
-            # nginx buffers responses unless told otherwise.
-            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-        )
-
-    async def stream_response(self, send: Send) -> None:
-        """Send the events, then close their generator."""
-        async with aclosing(self._events):
-            await super().stream_response(send)
 
 
 def _event(name: str, data: dict[str, object], offset: int | None = None) -> str:

@@ -18,6 +18,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Mount, Route
 
 from appliance import __version__
+from appliance.api.sse import EventStream
 from appliance.config import Settings
 from appliance.discovery.interfaces import reach
 from appliance.domain import ModelCard
@@ -226,7 +227,7 @@ async def events(request: Request) -> Response:
     # The browser's own header wins: the address says where the page began, the header how far it has come.
     place = request.headers.get("last-event-id") or request.query_params.get("from", "")
     offset = int(place) if place.isascii() and place.isdecimal() else 0
-    return live.EventStream(live.events(service(request).inference, service(request).store, message, offset))
+    return EventStream(live.events(service(request).inference, service(request).store, message, offset))
 
 
 async def rename(request: Request) -> Response:

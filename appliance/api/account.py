@@ -25,7 +25,7 @@ def routes(gate: Gate) -> list[Route]:
             await gate.owner.set_up(fields.get("code", ""), fields.get("password", ""), _address(request))
         except HobError as error:
             return _retry_after(
-                views.render(request, SetupPage(error=_told(error)), status=error.status), error
+                views.render(request, SetupPage(error=error.explanation), status=error.status), error
             )
         return await _sign_in(request, gate, "/")
 
@@ -43,7 +43,7 @@ def routes(gate: Gate) -> list[Route]:
         try:
             await gate.owner.check(fields.get("password", ""), _address(request))
         except HobError as error:
-            page = LoginPage(error=_told(error), next=target)
+            page = LoginPage(error=error.explanation, next=target)
             return _retry_after(views.render(request, page, status=error.status), error)
         return await _sign_in(request, gate, target)
 
@@ -78,10 +78,6 @@ async def _sign_in(request: Request, gate: Gate, target: str) -> Response:
 
 def _address(request: Request) -> str:
     return request.client.host if request.client else ""
-
-
-def _told(error: HobError) -> str:
-    return f"{error.message} {error.hint}".strip()
 
 
 def _retry_after(response: Response, error: HobError) -> Response:

@@ -1,4 +1,4 @@
-"""Server-sent events (HTML Living Standard, section 9.2), as OpenAI's streams use them: data lines only."""
+"""Server-sent events (HTML Living Standard, section 9.2); `event` makes OpenAI's, of data lines only."""
 
 import asyncio
 import contextlib
@@ -53,20 +53,22 @@ async def heartbeat(source: AsyncGenerator[T, None], every: float) -> AsyncGener
 
 
 class EventStream(StreamingResponse):
-    """Streams `events`. Closes them and then `source`, what they are made from, however the connection ends.
+    """Streams `events`. Closes them and then `sources`, what they are made from, however the connection ends.
 
     The server cancels a response whose client is gone. A generator that is not running at that moment would
     learn of it only when it is collected, so it is closed here.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes | str, None], *sources: AsyncGenerator[Any, None]
+    ) -> None:
         super().__init__(
             events,
             media_type="text/event-stream",
             # nginx buffers responses unless told otherwise.
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
-        self._sources = (events, source)
+        self._sources = (events, *sources)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream."""

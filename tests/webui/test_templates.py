@@ -177,7 +177,7 @@ def test_every_control_has_a_label(page: pages.Page) -> None:
     labelled = {attributes.get("for") for attributes in document.every("label")}
     for tag in ("input", "textarea"):
         for attributes in document.every(tag):
-            hidden = attributes.get("type") == "hidden"
+            hidden = attributes.get("type") == "hidden" or "hidden" in attributes
             assert hidden or "aria-label" in attributes or attributes.get("id") in labelled, attributes
     assert all("alt" in attributes for attributes in document.every("img"))
 
