@@ -28,6 +28,8 @@ LAYERS = [
         "appliance.models",
         "appliance.doctor",
         "appliance.engine.client",
+        "appliance.engine.runtime",
+        "appliance.engine.weights",
         "appliance.engine.native",
         "appliance.engine.probe",
         "appliance.engine.worker",
