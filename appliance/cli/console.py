@@ -1,7 +1,7 @@
 """What `hob serve` says to the person who started it: progress, address, QR code, set-up code."""
 
+import io
 import os
-import sys
 from ipaddress import IPv4Address
 
 import click
@@ -42,22 +42,25 @@ class Console(Watcher):
             self._show()
 
     def _show(self) -> None:
+        """Everything in one piece, so that whoever waits for the address gets the code with it."""
         shown = addresses(self._settings)
-        click.echo(f"Hob is at {' or '.join(shown)}")
+        text = io.StringIO()
+        print(f"Hob is at {' or '.join(shown)}", file=text)
         if "JOURNAL_STREAM" not in os.environ:  # a log is nothing to point a phone at
             # The last is an IP address: not every phone resolves .local names.
-            segno.make(shown[-1]).terminal(sys.stdout, compact=True)
-        if not self._settings.lan:
-            click.echo("Only this machine reaches it; `hob serve --lan` opens it to your network.")
+            segno.make(shown[-1]).terminal(text, compact=True)
+        if not self._settings.lan and self._settings.host in ("127.0.0.1", "::1", "localhost"):
+            print("Only this machine reaches it; `hob serve --lan` opens it to your network.", file=text)
         if self.setup_code:
-            click.echo(f"The first visitor sets the owner's password, with this code: {self.setup_code}")
-        sys.stdout.flush()
+            print(
+                f"The first visitor sets the owner's password, with this code: {self.setup_code}", file=text
+            )
+        click.echo(text.getvalue(), nl=False)
 
     def named(self, host: str) -> None:
         """Say under which name the LAN knows Hob, where it is not the one asked for."""
         if host and host != f"{self._settings.name}.local":
             click.echo(f"The name was taken; on the network Hob is http://{host}:{self._settings.port}")
-            sys.stdout.flush()
 
     def stopping(self) -> None:
         """Leave the terminal as it was."""

@@ -213,6 +213,13 @@ def test_lan_prints_a_setup_code(start_hob: StartHob) -> None:
     assert "with this code: " in hob.out.read_text()
 
 
+def test_a_code_is_printed_wherever_the_network_reaches(start_hob: StartHob) -> None:
+    """An address of the network given by hand is guarded like --lan."""
+    said = start_hob("--host", "0.0.0.0", ready=False).out.read_text()  # noqa: S104 - that is what is tested
+    assert "with this code: " in said
+    assert "Only this machine" not in said
+
+
 @pytest.mark.slow
 def test_first_start_compiles_the_model(tmp_path: Path, libraries: Path) -> None:
     """On a machine that has never seen it, Hob compiles its model, says so, and answers; once."""
