@@ -1,0 +1,33 @@
+"""The units are sound as far as systemd can tell without running them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).parents[1] / "systemd"
+
+pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
+def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
+    """No unknown key, no misspelt value, no missing program once Hob is where the unit expects it."""
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace("/opt/hob/bin/hob", str(Path(sys.executable).with_name("hob"))))
+    result = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
+def test_little_is_exposed(unit: Path) -> None:
+    """systemd's own measure of what a unit could do to the system stays low; 10 is everything."""
+    result = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=25", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-300:] + result.stderr
