@@ -35,13 +35,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Course:
-    """A share of all steps, on rows of these lengths.
+    """One kind of training text, in rows of these lengths.
 
     With `apart`, a part is one question with its answer, and nothing else is attended to. A share `cut` of
     the answers ends after a few tokens: the first words decide which it is, the rest is always the same.
     """
 
-    share: float
     apart: bool
     cut: float
     lengths: tuple[int, ...]
@@ -51,8 +50,9 @@ class Course:
 class Cycle:
     """How long and how fast, with one rise and fall of the learning rate. A step sees `batch_tokens` tokens.
 
-    Courses follow each other or, if `mixed`, are drawn anew for each step. For the last `quantised_share` of
-    the steps the weights are rounded as q4f16_1 rounds them, so that the model learns to live with it.
+    Courses have shares of the steps; they follow each other or, if `mixed`, are drawn anew for each step. For
+    the last `quantised_share` of the steps the weights are rounded as q4f16_1 rounds them, so that the model
+    learns to live with it.
     """
 
     steps: int
@@ -62,40 +62,40 @@ class Cycle:
     warmup: int = 50
     decay_share: float
     quantised_share: float
-    courses: tuple[Course, ...]
+    courses: tuple[tuple[float, Course], ...]
     mixed: bool = False
     noise: float
     seed: int
 
 
-# Single questions come first, as they are learnt many times faster: all that is attended to matters.
+SINGLE = Course(apart=True, cut=0.85, lengths=(256,))
+JOINED = Course(apart=False, cut=0.85, lengths=(128, 128, 256, 256, 512, 1024))
+WHOLE = Course(apart=False, cut=0.0, lengths=(128, 256, 256, 512, 512, 1024))
+
+# Single questions come first, as they are learnt many times faster: all that is attended to matters. Later
+# cycles mix, with questions nearer to how most people type.
 PLAN = (
     Cycle(
         steps=1000,
         rate=2e-3,
         decay_share=0.65,
         quantised_share=0.2,
-        courses=(
-            Course(0.6, apart=True, cut=0.85, lengths=(256,)),
-            Course(0.25, apart=False, cut=0.85, lengths=(128, 128, 256, 256, 512, 1024)),
-            Course(0.15, apart=False, cut=0.0, lengths=(128, 256, 256, 512, 512, 1024)),
-        ),
+        courses=((0.6, SINGLE), (0.25, JOINED), (0.15, WHOLE)),
         noise=1.0,
         seed=20260101,
     ),
-    Cycle(
-        steps=800,
-        rate=1.5e-3,
-        decay_share=0.85,
-        quantised_share=0.4,
-        courses=(
-            Course(0.45, apart=True, cut=0.85, lengths=(256,)),
-            Course(0.35, apart=False, cut=0.85, lengths=(128, 128, 256, 256, 512, 1024)),
-            Course(0.2, apart=False, cut=0.0, lengths=(128, 256, 256, 512, 512, 1024)),
-        ),
-        mixed=True,
-        noise=0.5,  # nearer to how most people type
-        seed=20260102,
+    *(
+        Cycle(
+            steps=steps,
+            rate=rate,
+            decay_share=0.85,
+            quantised_share=0.4,
+            courses=((0.45, SINGLE), (0.35, JOINED), (0.2, WHOLE)),
+            mixed=True,
+            noise=0.5,
+            seed=seed,
+        )
+        for steps, rate, seed in ((800, 1.5e-3, 20260102), (560, 1.2e-3, 20260103))
     ),
 )
 
@@ -124,7 +124,7 @@ def rows(
 def batches(tokenizer: Tokenizer, cycle: Cycle) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Inputs, their parts, and targets shifted by one, [batch, length] each; one triple per step."""
     rng = random.Random(cycle.seed)  # noqa: S311 - draws text, guards nothing
-    courses = [course for course in cycle.courses for _ in range(round(cycle.steps * course.share))]
+    courses = [course for share, course in cycle.courses for _ in range(round(cycle.steps * share))]
     if cycle.mixed:
         rng.shuffle(courses)
     for course in courses:
