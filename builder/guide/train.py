@@ -95,7 +95,7 @@ PLAN = (
             noise=0.5,
             seed=seed,
         )
-        for steps, rate, seed in ((800, 1.5e-3, 20260102), (560, 1.2e-3, 20260103))
+        for steps, rate, seed in ((800, 1.5e-3, 20260102), (800, 1.5e-3, 20260103))
     ),
 )
 
