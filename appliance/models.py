@@ -60,7 +60,8 @@ class Models:
         self._context = settings.context
         self._kernels = settings.kernels
         self._known: dict[str, tuple[object, Installed | ModelCard]] = {}
-        self._libraries: dict[str, Path] = {}
+        self._verified = Verified(settings.data_dir / "verified.json")
+        self._libraries: dict[str, tuple[Installed, Path]] = {}
         self._compiling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def list(self) -> tuple[ModelCard, ...]:
@@ -93,15 +94,17 @@ class Models:
         """The compiled library of a model for this machine; compiles it when there is none (up to a minute).
 
         Raises:
-            UnknownModelError, ModelLoadError: as `get`; also when compiling fails.
+            UnknownModelError, ModelLoadError: as `get`; also when weights are damaged or compiling fails.
         """
         installed = self.get(name)
         async with self._compiling[installed.card.name]:
             known = self._libraries.get(installed.card.name)
-            if known is None or not known.exists():
-                known = await compile_library(installed.directory, self._cache, self._kernels, progress)
-                self._libraries[installed.card.name] = known
-            return known
+            # `get` hands out a new object when the directory's files have changed.
+            if known is None or known[0] is not installed or not known[1].exists():
+                await asyncio.to_thread(self._verified.ensure, installed.directory)
+                library = await compile_library(installed.directory, self._cache, self._kernels, progress)
+                known = self._libraries[installed.card.name] = installed, library
+            return known[1]
 
     async def reference(self, installed: Installed, progress: Progress | None = None) -> ModelRef:
         """What the engine needs to know of a model; compiles its library if need be."""
@@ -162,6 +165,49 @@ class Models:
             note=GUIDE_NOTE if path == GUIDE_DIRECTORY else "",
         )
         return Installed(card, path, defaults)
+
+
+class Verified:
+    """Which weights have been compared with their checksums since their files last changed.
+
+    A copy that went wrong shows in no size, only in the answers. Reading a gigabyte takes a second or more,
+    so it is done once, when a model is first used, and remembered in `file`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def ensure(self, path: Path) -> None:
+        """Compare the weights of the model in `path` with their checksums, unless that was done before.
+
+        Raises:
+            ModelLoadError: a file is damaged; the message names it.
+        """
+        try:
+            directory = MLCDirectory.open(path)
+            state = [[shard.name, shard.md5, _modified(path / shard.name)] for shard in directory.shards]
+            known = self._read()
+            if known.get(str(path)) != state:
+                directory.verify()
+                self._write({**known, str(path): state})
+        except BuildError as error:
+            raise ModelLoadError(str(error), hint=error.hint) from error
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._file.read_text())
+        except (OSError, ValueError):  # not there yet, or damaged: everything is compared once more
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def _write(self, known: dict[str, Any]) -> None:
+        partial = self._file.with_suffix(".part")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(known, indent=1))
+            partial.replace(self._file)
+        except OSError as error:  # it only costs time at the next start
+            log.warning("%s cannot be written: %s", self._file, error.strerror)
 
 
 def sampling_defaults(file: Path, config: dict[str, Any]) -> Sampling:

@@ -117,9 +117,11 @@ def _row(card: ModelCard, *, default: bool) -> tuple[str, ...]:
 def _compiled(model: str, target: str, settings: Settings) -> tuple[Path, Path]:
     """The directory of a model, given by path or installed name, and its library, compiled if need be."""
     from builder.compile import compile_model
+    from builder.compile.mlc import MLCDirectory
     from builder.compile.targets import parse_target
 
     directory = Path(model) if Path(model).exists() else Models(settings).get(model).directory
+    MLCDirectory.open(directory).verify()
     with Bar(f"Compiling {directory.name} ...") as bar:
         library = compile_model(
             directory,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from appliance.config import load_settings
 from appliance.engine.messages import Sampling
 from appliance.errors import ModelLoadError, UnknownModelError
-from appliance.models import GUIDE, GUIDE_DIRECTORY, Installed, Models
+from appliance.models import GUIDE, GUIDE_DIRECTORY, Installed, Models, Verified
 from tests.service import ENDLESS, GOLDEN, TINY
 
 SOURCE = GOLDEN / "llama3rope"
@@ -217,3 +218,52 @@ def test_installed_is_a_value(models: Models) -> None:
     """Two looks at an unchanged model compare equal."""
     again: Installed = models.get(TINY)
     assert again == models.get(TINY)
+
+
+def flip_a_bit(directory: Path) -> Path:
+    """Damage a weight file as a bad copy does: same size, one bit different."""
+    shard = directory / "params_shard_0.bin"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    return shard
+
+
+@pytest.mark.anyio
+async def test_damaged_weights_never_answer(models: Models, tmp_path: Path) -> None:
+    """One wrong bit in the weights is found before the model is compiled or loaded, and the file is named."""
+    shard = flip_a_bit(tmp_path / "models" / TINY)
+    with pytest.raises(ModelLoadError, match=re.escape(str(shard))):
+        await models.library(TINY)
+    assert not (tmp_path / "libraries").exists()
+
+
+def test_weights_are_compared_once_until_they_change(tmp_path: Path) -> None:
+    """What was compared is remembered over restarts; a changed file is compared again."""
+    directory = add(tmp_path, TINY)
+    record = tmp_path / "verified.json"
+    Verified(record).ensure(directory)
+    before = record.stat().st_mtime_ns
+    Verified(record).ensure(directory)
+    assert record.stat().st_mtime_ns == before
+    flip_a_bit(directory)
+    with pytest.raises(ModelLoadError, match="is damaged"):
+        Verified(record).ensure(directory)
+
+
+def test_a_damaged_record_only_costs_time(tmp_path: Path) -> None:
+    """Without a readable record everything is compared once more."""
+    directory = add(tmp_path, TINY)
+    record = tmp_path / "verified.json"
+    record.write_text("[")
+    Verified(record).ensure(directory)
+    assert str(directory) in json.loads(record.read_text())
+
+
+@pytest.mark.anyio
+async def test_a_replaced_model_gets_its_own_library(models: Models, tmp_path: Path) -> None:
+    """When another model takes a directory's place, the former one's library is not handed out."""
+    first = await models.library(TINY)
+    shutil.rmtree(tmp_path / "models" / TINY)
+    add(tmp_path, TINY, "q4f32_1")
+    assert await models.library(TINY) != first
