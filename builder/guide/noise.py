@@ -10,6 +10,7 @@ ALIKE: dict[str, list[str]] = {}
 for _group in HABITS["alike"]["groups"]:
     for _word in _group:
         ALIKE[_word] = ALIKE.get(_word, []) + _group
+CAREFUL: dict[str, str] = {name.lower(): name for name in HABITS["careful"]["names"]}
 _ALIKE = re.compile(r"\b(" + "|".join(sorted(map(re.escape, ALIKE), key=len, reverse=True)) + r")\b")
 
 
@@ -20,6 +21,14 @@ def reword(text: str, rng: random.Random, share: float) -> str:
         return rng.choice(ALIKE[found[0]]) if rng.random() < share else found[0]
 
     return _ALIKE.sub(other, text)
+
+
+def careful(text: str) -> str:
+    """`text` with its names and first letter in capitals, but not inside addresses and commands."""
+    named = re.sub(
+        r"(?<![\w.`/-])[\w'-]+(?![\w.`/-]*[.`/]\w)", lambda found: CAREFUL.get(found[0], found[0]), text
+    )
+    return named[:1].upper() + named[1:]
 
 
 def slip(text: str, rng: random.Random) -> str:
@@ -72,11 +81,13 @@ def disturb(text: str, rng: random.Random, *, courtesy: bool = True, amount: flo
         if rng.random() < chance * amount:
             ask = slip(ask, rng)
     case = rng.random()
-    if case < 0.45:
+    if case < 0.5:
+        ask = careful(ask)
+    elif case < 0.58:
         ask = ask[:1].upper() + ask[1:]
-    elif case < 0.75:
+    elif case < 0.82:
         ask = ask.lower()
-    elif case < 0.77:
+    elif case < 0.84:
         ask = ask.upper()
     ending = rng.random()
     if ending < 0.4:

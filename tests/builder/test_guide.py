@@ -15,8 +15,10 @@ from builder.compile.mlc import MLCDirectory
 from builder.errors import FormatError
 from builder.guide.corpus import Topic, expression, load_corpus, load_heldout, normalise, parse, sample
 from builder.guide.dialogue import conversations
-from builder.guide.evaluate import MODEL, evaluate, judge, report, share
+from builder.guide.evaluate import MODEL, ask, evaluate, judge, report, share
+from builder.guide.forward import Guide
 from builder.guide.tokenizer import END, SPECIALS
+from webui.presenters import SUGGESTIONS
 
 TOPICS = load_corpus().topics
 HELDOUT = load_heldout()
@@ -126,6 +128,15 @@ def test_artefact_is_small_and_sound() -> None:
     assert [tokenizer.token_to_id(text) for text in SPECIALS] == [0, 1, 2]
     assert tokenizer.get_vocab_size() <= directory.vocab_size
     assert "Apache-2.0" in (MODEL / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_the_questions_that_the_page_suggests_are_answered() -> None:
+    """Whoever presses a suggestion on the empty page gets the answer to it."""
+    guide, tokenizer = Guide(MODEL), Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    topics = ("what_hob", "add_model", "phone", "privacy")
+    for question, topic in zip(SUGGESTIONS, topics, strict=True):
+        answer = ask(guide, tokenizer, [question])
+        assert judge(TOPICS[topic], answer), (question, answer)
 
 
 @pytest.mark.slow
