@@ -7,6 +7,7 @@
 import json
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Toy:
 
     def decode(self, seqs: Sequence[int], ids: Sequence[int]) -> NDArray[np.float32]:
         """Append a token to each sequence; logits [len(seqs), V]."""
+        time.sleep(0.0001)  # about as fast as the smallest real model, and no faster than tests can read
         return np.stack([self.prefill(seq, [id]) for seq, id in zip(seqs, ids, strict=True)])
 
     def close(self) -> None:
