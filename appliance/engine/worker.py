@@ -40,8 +40,8 @@ from appliance.errors import InvalidRequestError
 
 log = logging.getLogger(__name__)
 
-# A client that stops reading is dropped once so many bytes wait for it: some hundred thousand tokens, so that one
-# that is merely late, on a busy machine, is not meant.
+# A client that stops reading is dropped once so many bytes wait for it: some hundred thousand tokens, so
+# that one that is merely late, on a busy machine, is not meant.
 MAX_BACKLOG = 2**24
 
 # Seconds that the step in progress gets to end when the process is to stop; a prefill chunk takes about one.
