@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.conftest import StartHob
 from tests.service import TINY
@@ -124,6 +124,29 @@ def test_stopping_keeps_what_is_being_typed(desk: Desk) -> None:
     has_state(page, "stopped")
     expect(page.get_by_label("Message")).to_have_value("Second que")
     expect(page.locator(".turn.user")).to_have_count(1)
+
+
+def test_a_late_reply_leaves_an_open_menu_alone(desk: Desk) -> None:
+    """The reply to a press of Stop may come while someone types a new name: menu, text and focus stay."""
+    page = desk.open()
+    ask(page, "Tell me about bread")
+    writing(page)
+    with page.expect_request("**/stop") as stopping:
+        held: list[Route] = []
+        page.route("**/stop", lambda route: held.append(route))
+        page.get_by_role("button", name="Stop").click()
+    has_state(page, "running")
+    page.locator(".menu > summary").click()
+    name = page.get_by_role("textbox", name="Name")
+    name.fill("Bread")
+    held[0].continue_()
+    response = stopping.value.response()
+    assert response is not None
+    response.finished()
+    has_state(page, "stopped")
+    expect(page.locator("#composer .stop")).to_have_count(0)
+    expect(name).to_be_focused()
+    expect(name).to_have_value("Bread")
 
 
 def test_stop_on_one_device_is_seen_on_the_other(desk: Desk) -> None:

@@ -136,6 +136,7 @@ function refuse(problem, hint = "") {
 }
 
 function merge(page, response) {
+  const here = document.activeElement;
   const unchanged = new Map(); // articles on screen that are complete and stay as they are
   for (const article of document.querySelectorAll(".turn:not([data-state=running])"))
     unchanged.set(article.id + article.dataset.state + Boolean($("form", article)), article);
@@ -144,6 +145,9 @@ function merge(page, response) {
     if (old) article.replaceWith(old);
   }
   for (const id of [...streams.keys()]) close(id);
+  // The answer to a press may come when the reader is elsewhere: an open menu stays, and so does the focus.
+  const menu = $(".menu[open]");
+  if (menu && response.url === location.href.split("#")[0]) $(".menu", page)?.replaceWith(menu);
   $("#view").replaceWith($("#view", page));
   $("#list").replaceChildren(...$("#list", page).childNodes);
   document.title = page.title;
@@ -158,7 +162,8 @@ function merge(page, response) {
   if (response.ok && remark) announce(remark.textContent);
   enliven();
   if (response.ok) toEnd();
-  if (!coarse.matches) field().focus({ preventScroll: true });
+  if (here !== document.body && document.contains(here) && !mine.contains(here)) here.focus({ preventScroll: true });
+  else if (!coarse.matches) field().focus({ preventScroll: true });
 }
 
 // A step back may lead to a page that was merged away: load it.
