@@ -18,6 +18,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def unload(self) -> None:
+        """Free the loaded model once the requests before this one have ended; the next request loads its own.
+
+        Raises:
+            EngineUnavailableError: the engine is down.
+        """
+        ...
+
     def generate(self, request: Generate) -> AsyncGenerator[Tokens | Finished, None]:
         """Run one request. Closing the generator early cancels it within one token.
 

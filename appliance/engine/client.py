@@ -200,6 +200,12 @@ class EngineClient(Engine):
         await link.ask(Load(id=uuid.uuid4().hex, model=model))
         self._model = model
 
+    async def unload(self) -> None:
+        """As `Engine.unload`. A process that is started again loads nothing either."""
+        link = await self._ready()
+        await link.ask(Load(id=uuid.uuid4().hex, model=None))
+        self._model = None
+
     async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Finished, None]:
         """As `Engine.generate`. `request.id` is unique among open requests.
 

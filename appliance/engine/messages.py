@@ -36,10 +36,10 @@ class ModelRef(Struct, frozen=True, kw_only=True):
 
 
 class Load(Struct, frozen=True, kw_only=True, tag="load"):
-    """Make this model the loaded one. Answered by `Loaded` or `Failed`."""
+    """Make this model the loaded one; None frees the loaded one. Answered by `Loaded` or `Failed`."""
 
     id: str
-    model: ModelRef
+    model: ModelRef | None
 
 
 class Generate(Struct, frozen=True, kw_only=True, tag="generate"):
@@ -66,7 +66,7 @@ class AskStats(Struct, frozen=True, kw_only=True, tag="ask_stats"):
 
 
 class Loaded(Struct, frozen=True, kw_only=True, tag="loaded"):
-    """The model is ready; `seconds` it took, resident bytes of the process."""
+    """The model is ready, or freed; `seconds` it took, resident bytes of the process."""
 
     id: str
     seconds: float
@@ -117,13 +117,21 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 class Stats(Struct, frozen=True, kw_only=True, tag="stats"):
-    """State of the engine process: loaded model directory ("" if none), queue length, resident bytes."""
+    """State of the engine process.
+
+    Attributes:
+        model: directory of the loaded model; "" if none is.
+        waiting, running: requests in the queue and under way.
+        rss: resident bytes.
+        idle: seconds since the last request ended; 0 while one is open.
+    """
 
     id: str
     model: str
     waiting: int
     running: int
     rss: int
+    idle: float = 0.0
 
 
 Request = Load | Generate | Cancel | AskStats

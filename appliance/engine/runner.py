@@ -65,11 +65,14 @@ Loader = Callable[[ModelRef], Model]
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What the runner is doing: the loaded model, if any, and how many jobs wait and run."""
+    """What the runner is doing: the loaded model, how many jobs wait and run, and for how many seconds
+    there has been none.
+    """
 
     model: ModelRef | None
     waiting: int
     running: int
+    idle: float
 
 
 class Runner:
@@ -87,6 +90,7 @@ class Runner:
         # Guards the scheduler and `_stopping`; never held while the model computes.
         self._changed = threading.Condition()
         self._stopping = False
+        self._rested = time.monotonic()  # when the last job ended
         # Only the thread touches these; others read `_loaded`.
         self._model: Model | None = None
         self._loaded: ModelRef | None = None
@@ -131,8 +135,9 @@ class Runner:
     def activity(self) -> Activity:
         """What goes on now."""
         with self._changed:
-            running = self._scheduler.running is not None
-            return Activity(self._loaded, len(self._scheduler.waiting), int(running))
+            waiting, running = len(self._scheduler.waiting), int(self._scheduler.running is not None)
+            idle = 0.0 if waiting or running else time.monotonic() - self._rested
+            return Activity(self._loaded, waiting, running, idle)
 
     def _run(self) -> None:
         """The thread: steps until stopped."""
@@ -184,12 +189,14 @@ class Runner:
             case End():
                 self._release(job)
                 with self._changed:
-                    self._scheduler.end(job)
+                    self._end(job)
                 self._reply(job.client, self._last_word(job))
 
-    def _switch(self, model: ModelRef) -> None:
-        """Close the loaded model, then load `model`: there may not be room for both."""
+    def _switch(self, model: ModelRef | None) -> None:
+        """Close the loaded model, then load `model`, if any: there may not be room for both."""
         self._close_model()
+        if model is None:
+            return
         log.info("loading %s", model.directory)
         try:
             self._model = self._load(model)
@@ -234,8 +241,13 @@ class Runner:
             log.exception("the model is closed, because it cannot free a sequence")
             self._close_model()
         with self._changed:
-            self._scheduler.end(job)
+            self._end(job)
         self._reply(job.client, failure(job.request.id, error))
+
+    def _end(self, job: Job) -> None:
+        """Take a job off the books; the caller holds the lock."""
+        self._scheduler.end(job)
+        self._rested = time.monotonic()
 
     def _release(self, job: Job) -> None:
         """Free what the job holds."""

@@ -45,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Close the model that is loaded, load the one that `job` needs."""
+    """Close the model that is loaded, load the one that `job` needs, if it needs one."""
 
     job: Job
 

@@ -118,6 +118,7 @@ class Server:
             waiting=activity.waiting,
             running=activity.running,
             rss=resident_bytes(),
+            idle=activity.idle,
         )
 
     def _reply(self, client: int, reply: Reply) -> None:

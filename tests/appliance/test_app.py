@@ -41,6 +41,10 @@ class SwitchedEngine(Engine):
             raise self.trouble
         self.model = model.directory
 
+    async def unload(self) -> None:
+        """Forget the model."""
+        self.model = ""
+
     async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Finished, None]:
         """Raise the trouble, or crash."""
         raise self.trouble or ZeroDivisionError("a fault of ours")

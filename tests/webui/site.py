@@ -54,6 +54,10 @@ class PacedEngine:
             await self._engine.start()
         await self._engine.load(model)
 
+    async def unload(self) -> None:
+        """As the engine."""
+        await self._engine.unload()
+
     async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Finished, None]:
         """As the engine, token by token."""
         if self.allowed < request.max_tokens:

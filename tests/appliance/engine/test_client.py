@@ -204,6 +204,20 @@ async def loaded(client: EngineClient, model: ModelRef | None) -> bool:
         return False
 
 
+async def test_a_model_that_was_freed_is_not_loaded_again(toy: ModelRef) -> None:
+    """Idle time counts from the end of a request; a process that takes a dead one's place stays empty."""
+    async with running() as client:
+        await client.load(toy)
+        await client.unload()
+        stats = await client.stats()
+        assert stats.model == ""
+        await asyncio.sleep(0.05)
+        assert (await client.stats()).idle > stats.idle > 0
+        worker().kill()
+        await until(lambda: loaded(client, None))
+        assert await collect(client, generate(toy))
+
+
 async def test_a_model_that_kills_the_engine_is_not_loaded_for_ever(
     toy: ModelRef, make_toy: Callable[..., ModelRef]
 ) -> None:

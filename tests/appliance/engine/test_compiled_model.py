@@ -9,6 +9,7 @@ import pytest
 
 from appliance.engine.client import EngineClient
 from appliance.engine.messages import Finished, Generate, ModelRef, Sampling, Tokens
+from builder.compile.mlc import MLCDirectory
 from tests.compiled import REFERENCES, Reference, golden, library
 
 GUIDE = Path(__file__).parents[3] / "builder" / "guide" / "model"
@@ -74,6 +75,20 @@ async def test_the_same_seed_gives_the_same_text(engine: EngineClient) -> None:
         for seed in (1, 2, 1)
     ]
     assert texts[0] == texts[2] != texts[1]
+
+
+async def test_a_model_that_is_freed_gives_its_memory_back(engine: EngineClient) -> None:
+    """Weights and KV cache leave the process; the next request loads the model again and answers the same."""
+    model = compiled(GUIDE, "fast")
+    prompt = [5, 6, 7]
+    first = await collect(engine, model, prompt, 8, Sampling(temperature=0))
+    before = (await engine.stats()).rss
+    await engine.unload()
+    after = await engine.stats()
+    assert after.model == ""
+    assert before - after.rss > 0.8 * MLCDirectory.open(GUIDE).nbytes
+    assert await collect(engine, model, prompt, 8, Sampling(temperature=0)) == first
+    assert (await engine.stats()).model == str(GUIDE)
 
 
 @pytest.mark.parametrize("directory", [golden("q4f16_1"), GUIDE], ids=["golden", "guide"])

@@ -99,6 +99,18 @@ def test_a_model_is_loaded_once() -> None:
     assert engine.steps() == ["Switch", "End", "Admit", "Prefill", "End", "End"]
 
 
+def test_a_model_is_freed_in_its_turn() -> None:
+    """A request to free the model waits for those before it; those after it load theirs again."""
+    engine = Engine()
+    engine.scheduler.add(job("a", prompt=1, max_tokens=1))
+    engine.scheduler.add(Job(0, Load(id="free", model=None)))
+    engine.scheduler.add(Job(0, Load(id="again", model=None)))
+    engine.scheduler.add(job("b", prompt=1, max_tokens=1))
+    first = ["Switch", "Admit", "Prefill", "End"]
+    assert engine.steps() == [*first, "Switch", "End", "End", *first]
+    assert engine.loaded == MODELS[0]
+
+
 def test_models_switch_in_the_order_of_requests() -> None:
     """A request is not overtaken by later ones for the model that happens to be loaded."""
     engine = Engine()
@@ -156,7 +168,7 @@ actions = st.lists(
         requests,
         st.sampled_from(["step"] * 6 + ["forget"]),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
-        st.builds(lambda model: Job(1, Load(id="", model=model)), st.sampled_from(MODELS)),
+        st.builds(lambda model: Job(1, Load(id="", model=model)), st.sampled_from([*MODELS, None])),
     ),
     max_size=80,
 )

@@ -36,13 +36,14 @@ REQUESTS: list[Request] = [
     ),
     Cancel(id="3"),
     AskStats(id="4"),
+    Load(id="5", model=None),
 ]
 REPLIES: list[Reply] = [
     Loaded(id="1", seconds=0.25, rss=2**34),
     Tokens(id="2", tokens=[Token(token=7, logprob=-0.5, top=[TokenScore(token=7, logprob=-0.5)])]),
     Finished(id="2", reason="stop", prompt_tokens=3, completion_tokens=1, queue=0.0, prefill=0.1, decode=0.2),
     Failed(id="3", code="model_load_failed", message="no", hint="yes"),
-    Stats(id="4", model="", waiting=0, running=0, rss=1),
+    Stats(id="4", model="", waiting=0, running=0, rss=1, idle=2.5),
 ]
 
 
