@@ -16,7 +16,7 @@ import psutil
 
 from appliance.config import Settings
 from appliance.domain import Frozen, Hardware
-from appliance.hardware import ENGINE_OVERHEAD, SERVICE_OVERHEAD, kv_bytes, largest_model
+from appliance.hardware.memory import ENGINE_OVERHEAD, SERVICE_OVERHEAD, kv_bytes, largest_model
 from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from appliance.config import load_settings
 from appliance.doctor import Report, examine
-from appliance.hardware import detect
+from appliance.hardware.describe import detect
 from appliance.models import Models
 
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "problem": "[red]fix[/]"}

@@ -12,7 +12,7 @@ import pytest
 
 from appliance import doctor
 from appliance.config import load_settings
-from appliance.hardware import detect
+from appliance.hardware.describe import detect
 
 
 def test_report_of_this_machine(tmp_path: Path) -> None:

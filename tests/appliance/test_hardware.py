@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from appliance.hardware import detect, kv_bytes, largest_model, parse_cpuinfo, parse_nvidia_smi
+from appliance.hardware.describe import detect, parse_cpuinfo, parse_nvidia_smi
+from appliance.hardware.memory import kv_bytes, largest_model
 
 PI_4 = """\
 processor\t: 0

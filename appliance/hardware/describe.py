@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -20,10 +19,6 @@ FEATURES = frozenset(
     {"avx", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "f16c", "fma"}
     | {"asimd", "asimddp", "asimdhp", "i8mm", "sve"}
 )
-
-# Memory the engine process takes beside weights and KV cache, and what the rest of the service needs.
-ENGINE_OVERHEAD = 120 * 2**20
-SERVICE_OVERHEAD = 160 * 2**20
 
 
 def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
@@ -81,25 +76,6 @@ def detect() -> Hardware:
         available=memory.available,
         gpus=_gpus(),
     )
-
-
-def kv_bytes(config: Mapping[str, Any], context: int) -> int:
-    """Bytes of float32 KV cache for `context` tokens of a model with this `mlc-chat-config.json`."""
-    model = config["model_config"]
-    heads = model.get("num_key_value_heads") or model["num_attention_heads"]
-    head_dim = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
-    return 2 * 4 * int(model["num_hidden_layers"] * heads * head_dim) * context
-
-
-def largest_model(available: int) -> float:
-    """Billions of 4-bit weights that fit into `available` bytes with 2,048 tokens of context.
-
-    q4f16_1 takes 4.5 bits a weight (4 plus a float16 scale for 32). The KV cache is reckoned as the one of
-    Llama-3.2-1B scaled by size: 64 KiB a token and billion weights.
-    """
-    room = available - ENGINE_OVERHEAD - SERVICE_OVERHEAD
-    per_billion = 1e9 * 4.5 / 8 + 2048 * 64 * 2**10
-    return max(0.0, room / per_billion)
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
