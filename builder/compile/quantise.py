@@ -1,20 +1,80 @@
 """Weight formats by MLC's names, and group quantisation bit for bit as MLC-LLM does it.
 
-q4f16_1 and q4f32_1: groups of 32 along the input dimension K share one scale, `max|w| / 7`; a weight becomes
-the nibble `clip(round(w / scale + 7), 0, 14)`, eight to a uint32, the first in the lowest bits. Every
-operation rounds to the model dtype (nearest, ties to even), which decides many nibbles in float16.
+A name reads q<bits><model dtype>_<variant>. Quantised matrices are groups along the input dimension K that
+share one scale, `max|w| / top`; a weight becomes the level `clip(round(w / scale + top), 0, 2 * top)`, and
+levels fill uint32 words from the lowest bits on:
+
+    4 bits  groups of 32, top 7, eight to a word
+    3 bits  groups of 40, top 3, ten to a word (the two highest bits stay 0)
+
+Variant 1 stores a matrix as rows of N outputs ("NK"); variant 0 stores linear layers, not the embedding,
+transposed ("KN"); variant 2 is variant 1 with embedding and output matrix unquantised.
+
+Rounding decides many levels. In float16 every operation rounds to float16 (nearest, ties to even). In
+bfloat16 weights and scales are bfloat16 and the operations between them float32: that is how MLC-LLM's own
+quantiser computes where a processor has no bfloat16 arithmetic. float32 is float32 throughout.
+
+Source of the rules: MLC-LLM's `quantization/group_quantization.py`, and what it writes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from builder.compile.bfloat16 import round_bfloat16
+
+Layout = Literal["NK", "KN"]
+Role = Literal["embedding", "linear", "head", "vector"]
+"""What a parameter is: the token table, a linear layer, the output matrix, or a norm's weight or a bias."""
+
 GROUP = 32
-MAX_LEVEL = 7
+GROUPS: Mapping[int, int] = {4: 32, 3: 40}
+"""Weights that share a scale, by bits per weight."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Name, shape and dtype of a tensor, on disk or in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def describe(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How one parameter is stored.
+
+    Attributes:
+        dtype: of plain values, or of the scales: "float16", "bfloat16" or "float32".
+        bits: per weight of a quantised matrix; None for plain values.
+        layout: "NK" or "KN", of quantised matrices.
+    """
+
+    dtype: str
+    bits: int | None
+    layout: Layout = "NK"
+
+    def tensors(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The stored tensors of the parameter `name` ("….weight"): words and scales, or the plain one."""
+        if self.bits is None:
+            return (Tensor(name, shape, self.dtype),)
+        rows, columns = shape
+        groups = -(-columns // GROUPS[self.bits])
+        words = groups * GROUPS[self.bits] // (32 // self.bits)
+        stem, turned = name.removesuffix("weight"), self.layout == "KN"
+        return (
+            Tensor(f"{stem}q_weight", (words, rows) if turned else (rows, words), "uint32"),
+            Tensor(f"{stem}q_scale", (groups, rows) if turned else (rows, groups), self.dtype),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +83,28 @@ class Quantisation:
 
     Attributes:
         name: MLC's name, such as "q4f16_1".
-        dtype: model dtype: that of norms, unquantised weights and scales; "float16" or "float32".
-        bits: bits per weight of linear layers and embedding; None when they are not quantised.
+        dtype: model dtype: that of norms, biases, unquantised weights and scales.
+        bits: bits per weight of quantised matrices; None when there are none.
+        layout: of quantised linear layers; the embedding is always "NK".
+        ends: embedding and output matrix are quantised too.
     """
 
     name: str
     dtype: str
     bits: int | None
+    layout: Layout = "NK"
+    ends: bool = True
+
+    @property
+    def group(self) -> int | None:
+        """Weights that share a scale."""
+        return None if self.bits is None else GROUPS[self.bits]
+
+    def form(self, role: Role) -> Form:
+        """How a parameter is stored."""
+        if role == "vector" or (role != "linear" and not self.ends):
+            return Form(self.dtype, None)
+        return Form(self.dtype, self.bits, "NK" if role == "embedding" else self.layout)
 
 
 QUANTISATIONS: Mapping[str, Quantisation] = {
@@ -37,58 +112,90 @@ QUANTISATIONS: Mapping[str, Quantisation] = {
     for q in (
         Quantisation("q4f16_1", "float16", 4),
         Quantisation("q4f32_1", "float32", 4),
+        Quantisation("q4bf16_1", "bfloat16", 4),
+        Quantisation("q4f16_0", "float16", 4, "KN"),
+        Quantisation("q4f16_2", "float16", 4, ends=False),
+        Quantisation("q3f16_1", "float16", 3),
+        Quantisation("q3f16_0", "float16", 3, "KN"),
         Quantisation("q0f16", "float16", None),
+        Quantisation("q0bf16", "bfloat16", None),
         Quantisation("q0f32", "float32", None),
     )
 }
 
 
 def quantise(
-    weight: npt.NDArray[np.float32], dtype: str
+    weight: npt.NDArray[np.float32], dtype: str, bits: int = 4
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.floating[Any]]]:
-    """Quantise rows to four bits.
+    """Quantise rows.
 
     Args:
-        weight: float32 [N, K]. For dtype "float16" it is rounded to float16 first.
-        dtype: model dtype, "float16" or "float32".
+        weight: float32 [N, K], rounded to the model dtype first.
+        dtype: model dtype, "float16", "bfloat16" or "float32".
+        bits: 4 or 3.
 
     Returns:
-        q_weight, uint32 [N, 4 * ceil(K / 32)], and q_scale, `dtype` [N, ceil(K / 32)]. Nibbles past K and
-        those of an all-zero group are 0, the scale of such a group too. A NaN or infinity in a group
-        makes its scale NaN or infinite; the nibbles then mean nothing.
+        words, uint32 [N, groups * words per group], and scales [N, groups]: float16 for "float16", else
+        float32 (which holds the bfloat16 ones exactly). Levels past K and those of an all-zero group are 0,
+        the scale of such a group too. A NaN or infinity in a group makes its scale NaN or infinite; the
+        levels then mean nothing.
     """
     rows, width = weight.shape
-    if padding := -width % GROUP:
+    group, top = GROUPS[bits], _top(bits)
+    if padding := -width % group:
         weight = np.pad(weight, ((0, 0), (0, padding)))
-    groups = weight.reshape(rows, -1, GROUP)
+    groups = weight.reshape(rows, -1, group)
+    scale: npt.NDArray[np.floating[Any]]
     # Dividing by zero and overflow are part of the format: scale 0 gives NaN or infinity, which clips.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if dtype == "float16":
             # float32 arithmetic rounded to float16 once per operation equals float16 arithmetic: 24 bits of
             # precision are enough (2 * 11 + 2) for the double rounding of a quotient never to show.
             groups = groups.astype(np.float16).astype(np.float32)
-            scale = (_peak(groups) / np.float32(MAX_LEVEL)).astype(np.float16)
+            scale = (_peak(groups) / np.float32(top)).astype(np.float16)
             quotient = (groups / scale.astype(np.float32)[..., None]).astype(np.float16)
-            nibbles = _nibble_of_float16()[quotient.view(np.uint16)]
+            levels = _level_of_float16(top)[quotient.view(np.uint16)]
         else:
-            scale = _peak(groups) / np.float32(MAX_LEVEL)
-            nibbles = _nibbles(groups / scale[..., None])
-    nibbles = nibbles.reshape(rows, -1)
+            kept = round_bfloat16 if dtype == "bfloat16" else np.asarray
+            groups = kept(groups)
+            scale = kept(_peak(groups) / np.float32(top))
+            levels = _levels(groups / scale[..., None], top)
+    levels = levels.reshape(rows, -1)
     if padding:
-        nibbles[:, width:] = 0
-    # Pairs of nibbles, then bytes in little-endian order, are exactly eight nibbles to a uint32.
-    pairs = nibbles.view("<u2")
-    return (pairs | pairs >> 4).astype(np.uint8).view("<u4"), scale
+        levels[:, width:] = 0
+    return (_words_of_four if bits == 4 else _words_of_three)(levels), scale
 
 
 def dequantise(
-    q_weight: npt.NDArray[np.uint32], q_scale: npt.NDArray[np.floating[Any]], width: int
+    words: npt.NDArray[np.uint32], scale: npt.NDArray[np.floating[Any]], width: int, bits: int = 4
 ) -> npt.NDArray[np.float32]:
-    """Return the weights [N, width] that four-bit words stand for: `(nibble - 7) * scale`, in float32."""
-    shifts = np.arange(0, 32, 4, dtype=np.uint32)
-    nibbles = (q_weight[:, :, None] >> shifts & 15).astype(np.float32).reshape(len(q_weight), -1, GROUP)
-    values = (nibbles - MAX_LEVEL) * q_scale.astype(np.float32)[..., None]
-    return values.reshape(len(q_weight), -1)[:, :width]
+    """Return the weights [N, width] that "NK" words stand for: `(level - top) * scale`, in float32."""
+    shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
+    levels = (words[:, :, None] >> shifts & np.uint32(2**bits - 1)).astype(np.float32)
+    values = (levels.reshape(len(words), -1, GROUPS[bits]) - _top(bits)) * scale.astype(np.float32)[..., None]
+    return values.reshape(len(words), -1)[:, :width]
+
+
+def _top(bits: int) -> int:
+    """The largest multiple of the scale that a level stands for."""
+    return (1 << bits - 1) - 1
+
+
+def _words_of_four(levels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Pairs of levels, then bytes in little-endian order, are exactly eight levels to a uint32."""
+    pairs = levels.view(np.dtype("<u2"))
+    words: npt.NDArray[np.uint32] = (pairs | pairs >> 4).astype(np.uint8).view("<u4")
+    return words
+
+
+def _words_of_three(levels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Ten levels to a uint32."""
+    pairs = levels.view(np.dtype("<u2"))
+    fives = ((pairs | pairs >> 5) & 63).astype(np.uint32).reshape(len(levels), -1, 5)
+    words: npt.NDArray[np.uint32] = fives[..., 0].copy()
+    for index in range(1, 5):
+        words |= fives[..., index] << np.uint32(6 * index)
+    return words
 
 
 def _peak(groups: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -97,14 +204,14 @@ def _peak(groups: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return peak
 
 
-def _nibbles(quotient: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+def _levels(quotient: npt.NDArray[np.floating[Any]], top: int) -> npt.NDArray[np.uint8]:
     """Level of each `w / scale`, in the arithmetic of its dtype; NaN counts as level 0."""
-    level = np.rint(quotient + quotient.dtype.type(MAX_LEVEL))
-    return np.fmin(np.fmax(level, 0), 2 * MAX_LEVEL).astype(np.uint8)
+    level = np.rint(quotient + quotient.dtype.type(top))
+    return np.fmin(np.fmax(level, 0), 2 * top).astype(np.uint8)
 
 
 @cache
-def _nibble_of_float16() -> npt.NDArray[np.uint8]:
+def _level_of_float16(top: int) -> npt.NDArray[np.uint8]:
     """Level by the bits of a float16 quotient: one look-up instead of five passes in slow float16."""
     with np.errstate(invalid="ignore"):
-        return _nibbles(np.arange(2**16, dtype=np.uint16).view(np.float16))
+        return _levels(np.arange(2**16, dtype=np.uint16).view(np.float16), top)

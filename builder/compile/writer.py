@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from builder.compile.mlc import ITEM_BYTES, TENSOR_CACHES, narrow_bfloat16
+from builder.compile.bfloat16 import narrow_bfloat16
+from builder.compile.mlc import ITEM_BYTES, TENSOR_CACHES
 from builder.errors import BuildError
 
 SHARD_CAP = 32 * 2**20
@@ -126,7 +127,7 @@ class ShardWriter:
 
         Args:
             dtype: what the model library expects; float32 is stored as bfloat16.
-            blocks: arrays of `dtype` (float32 too) that together have `shape`.
+            blocks: arrays of `dtype` (of float32 for bfloat16) that together have `shape`.
 
         Raises:
             OSError: the disk is full or broken.
@@ -199,8 +200,9 @@ class ShardWriter:
 
 def _stored(block: npt.NDArray[Any], dtype: str) -> memoryview:
     """Bytes of a block as they go to the file."""
-    assert block.dtype == dtype, f"{block.dtype} given for {dtype}"
-    if dtype == "float32":
+    narrow = dtype in ("float32", "bfloat16")
+    assert block.dtype == ("float32" if narrow else dtype), f"{block.dtype} given for {dtype}"
+    if narrow:
         block = narrow_bfloat16(block)
     little = np.ascontiguousarray(block, block.dtype.newbyteorder("<"))
     return little.reshape(-1).view(np.uint8).data

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from builder.compile.mlc import narrow_bfloat16
+from builder.compile.bfloat16 import narrow_bfloat16
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama3rope"
 

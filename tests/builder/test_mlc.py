@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.compile.mlc import MLCDirectory, narrow_bfloat16, widen_bfloat16
+from builder.compile.bfloat16 import narrow_bfloat16, widen_bfloat16
+from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError, FormatError, UnsupportedError
 from tests.builder.checkpoints import GOLDEN
 
