@@ -46,6 +46,11 @@ class TokenLogprob(Frozen):
     raw: bytes
     logprob: float
 
+    @classmethod
+    def of(cls, raw: bytes, logprob: float) -> "TokenLogprob":
+        """From a token's bytes."""
+        return cls(text=raw.decode(errors="replace"), raw=raw, logprob=logprob)
+
 
 class Logprobs(Frozen):
     """The chosen token and, if asked for, the most likely ones at the same step, best first."""
@@ -65,17 +70,18 @@ class Delta(Frozen):
 
 
 class ModelCard(Frozen):
-    """An installed model as people and programs see it.
+    """A model as people and programs see it: installed here, or on another server.
 
     Attributes:
-        name: unique name, also the directory's name.
-        family: MLC model_type ("llama").
-        quantization: MLC's name ("q4f16_1").
+        name: unique name, also the directory's name; "model@server" for one of another server.
+        family: MLC model_type ("llama"); empty where it is not known.
+        quantization: MLC's name ("q4f16_1"); empty where it is not known.
         parameters: number of weights, or None where the directory does not tell.
-        bytes: size of the weights on disk.
-        context: tokens of context window.
-        created: Unix time of the directory.
+        bytes: size of the weights on this machine's disk.
+        context: tokens of context window; 0 where it is not known.
+        created: Unix time of the directory, or when another server says it was made; 0 where it is not known.
         builtin: shipped with Hob.
+        upstream: name of the server that answers, as the settings have it; empty for this machine.
         note: what a person should know before relying on it; empty when there is nothing.
         problem: why it cannot run; empty for a sound directory. The other fields are then best effort.
     """
@@ -88,15 +94,33 @@ class ModelCard(Frozen):
     context: int
     created: int
     builtin: bool = False
+    upstream: str = ""
     note: str = ""
     problem: str = ""
 
 
 class Gpu(Frozen):
-    """A graphics processor; `memory` in bytes, or None where the driver does not tell."""
+    """A graphics processor, real or imitated.
+
+    Attributes:
+        name: as its driver or the system calls it.
+        vendor: "nvidia", "amd", "intel", "apple", "broadcom", "arm", …; empty when unknown.
+        kind: "discrete" has memory of its own, "integrated" shares the machine's, "software" is the CPU.
+        memory: bytes of its own, or None where it has none or the driver does not tell.
+        compute_capability: CUDA's version of what it can do ("8.7"); empty where CUDA does not run.
+        vulkan: version of Vulkan its driver offers ("1.3.255"); empty where none does, or none was asked.
+        metal: whether Apple's Metal runs on it.
+        driver: the system's driver for it; empty when none is loaded or known.
+    """
 
     name: str
+    vendor: str = ""
+    kind: Literal["discrete", "integrated", "software", "unknown"] = "unknown"
     memory: int | None = None
+    compute_capability: str = ""
+    vulkan: str = ""
+    metal: bool = False
+    driver: str = ""
 
 
 class Hardware(Frozen):
@@ -109,8 +133,8 @@ class Hardware(Frozen):
         features: the CPU's instruction set extensions that matter to the engine, sorted.
         cores: physical cores.
         threads: logical processors.
-        memory, available: bytes of RAM, all of it and what is free for use now.
-        gpus: graphics processors with a driver, best first.
+        memory, available: bytes of RAM, all of it and what is free for use now; in a container, of its share.
+        gpus: graphics processors, best first.
     """
 
     board: str

@@ -1,17 +1,14 @@
-"""What this machine is and what fits on it. Parsing is pure, so that recorded machines serve as tests."""
+"""What a recorded machine is: processor, board, GPUs. Pure, so that recorded machines serve as tests."""
 
-import csv
-import os
-import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 
 import psutil
 
-from appliance.domain import Gpu, Hardware
+from appliance.domain import Hardware
+from appliance.hardware import gpus
+from appliance.hardware.memory import Memory, memory
+from appliance.hardware.recording import Recording, record
 
 # The extensions the kernels can use, by the names Linux prints in /proc/cpuinfo ("flags" on x86,
 # "Features" on Arm; asimddp is the dot product, i8mm the int8 matrix multiply).
@@ -19,6 +16,58 @@ FEATURES = frozenset(
     {"avx", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "f16c", "fma"}
     | {"asimd", "asimddp", "asimdhp", "i8mm", "sve"}
 )
+
+# MIDR part numbers of the cores in the devices Hob is made for (Arm's Technical Reference Manuals).
+ARM_CORES: Mapping[tuple[str, str], str] = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse N1",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+}
+
+# What macOS calls the extensions of Apple's processors, all of which have the vector unit.
+APPLE_FEATURES: Mapping[str, str] = {
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_FP16": "asimdhp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+}
+
+
+def detect() -> Hardware:
+    """This machine. Takes a moment where drivers' tools are installed; never fails."""
+    return describe(record(), memory())
+
+
+def describe(machine: Recording, room: Memory) -> Hardware:
+    """Understand what a machine said of itself. `room` is the memory there is for use."""
+    if machine.sysctl:
+        cpu, features, cores, threads, board = _apple(machine)
+    else:
+        cpu, features = parse_cpuinfo(machine.cpuinfo)
+        if not cpu or cpu.startswith("Arm core"):
+            cpu = _field(machine.lscpu, "Model name") or cpu
+        cores, threads = count_cores(machine.cpuinfo)
+        board = _board(machine)
+    return Hardware(
+        board=board,
+        cpu=cpu or "unknown processor",
+        architecture=machine.machine,
+        features=features,
+        cores=cores or psutil.cpu_count(logical=False) or 1,
+        threads=threads or psutil.cpu_count() or 1,
+        memory=room.total,
+        available=room.available,
+        gpus=gpus.merge(
+            gpus.parse_nvidia_smi(machine.nvidia_smi),
+            gpus.parse_tegra(machine.compatible),
+            gpus.parse_vulkaninfo(machine.vulkaninfo),
+            gpus.parse_uevents(machine.uevents),
+            gpus.parse_system_profiler(machine.system_profiler),
+        ),
+    )
 
 
 def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
@@ -41,76 +90,36 @@ def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(sorted(FEATURES.intersection(flags.split())))
 
 
-# MIDR part numbers of the cores in the devices Hob is made for (Arm's Technical Reference Manuals).
-ARM_CORES: Mapping[tuple[str, str], str] = {
-    ("0x41", "0xd03"): "Cortex-A53",
-    ("0x41", "0xd08"): "Cortex-A72",
-    ("0x41", "0xd0b"): "Cortex-A76",
-    ("0x41", "0xd42"): "Cortex-A78AE",
-    ("0x41", "0xd0c"): "Neoverse N1",
-}
+def count_cores(cpuinfo: str) -> tuple[int, int]:
+    """Physical and logical processors in /proc/cpuinfo; Arm kernels do not tell them apart, and need not."""
+    blocks = [block for block in cpuinfo.split("\n\n") if re.search(r"^processor\s*:", block, re.MULTILINE)]
+    cores = {
+        (_field(block, "physical id"), _field(block, "core id") or number)
+        for number, block in enumerate(blocks)
+    }
+    return len(cores), len(blocks)
 
 
-def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
-    """GPUs in what `nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits` prints (MiB)."""
-    gpus = []
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(row) == 2:
-            mib = row[1].strip()
-            gpus.append(Gpu(name=row[0].strip(), memory=int(mib) * 2**20 if mib.isdigit() else None))
-    return tuple(gpus)
+def _apple(machine: Recording) -> tuple[str, tuple[str, ...], int, int, str]:
+    """Processor, features, cores, threads and board of a Mac."""
+    found = {name for key, name in APPLE_FEATURES.items() if _field(machine.sysctl, key) == "1"}
+    if machine.machine == "arm64":
+        found.add("asimd")
+    counts = [_field(machine.sysctl, key) for key in ("hw.physicalcpu", "hw.logicalcpu")]
+    cores, threads = (int(count) if count.isdigit() else 0 for count in counts)
+    cpu = _field(machine.sysctl, "machdep.cpu.brand_string")
+    return cpu, tuple(sorted(found)), cores, threads, _field(machine.sysctl, "hw.model")
 
 
-def detect() -> Hardware:
-    """Describe this machine. Reads files and, where there is one, asks the NVIDIA driver; never fails."""
-    cpu, features = _cpu()
-    memory = psutil.virtual_memory()
-    return Hardware(
-        board=_board(),
-        cpu=cpu or platform.processor() or "unknown processor",
-        architecture=platform.machine(),
-        features=features,
-        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
-        threads=os.cpu_count() or 1,
-        memory=memory.total,
-        available=memory.available,
-        gpus=_gpus(),
-    )
-
-
-def _cpu() -> tuple[str, tuple[str, ...]]:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        return parse_cpuinfo(cpuinfo.read_text())
-    if sysctl := shutil.which("sysctl"):  # macOS; every Apple core has the dot product
-        name = _output([sysctl, "-n", "machdep.cpu.brand_string"]).strip()
-        return name, ("asimd", "asimddp") if platform.machine() == "arm64" else ()
-    return "", ()
-
-
-def _board() -> str:
-    """The device tree names a Pi or Jetson, DMI names a PC."""
-    for path in ("/proc/device-tree/model", "/sys/class/dmi/id/product_name"):
-        try:
-            name = Path(path).read_text(errors="replace").strip(" \0\n")
-        except OSError:  # not that kind of machine, or not readable without root
-            continue
+def _board(machine: Recording) -> str:
+    """The device tree names a Pi or Jetson, DMI names a PC, where its maker filled that in."""
+    for name in (machine.model.strip(" \0\n"), machine.product.strip()):
         if name and not re.fullmatch(r"(?i)to be filled.*|default string|system product name|none", name):
             return name
     return ""
 
 
-def _gpus() -> tuple[Gpu, ...]:
-    if smi := shutil.which("nvidia-smi"):
-        return parse_nvidia_smi(
-            _output([smi, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"])
-        )
-    return ()
-
-
-def _output(command: list[str]) -> str:
-    """What a command prints, or nothing if it cannot run: a broken driver must not stop `hob doctor`."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def _field(text: str, key: str) -> str:
+    """The value after the first "key:" that begins a line; empty where there is none."""
+    match = re.search(rf"^{re.escape(key)}\s*:[ \t]*(.*?)\s*$", text, re.MULTILINE)
+    return match[1] if match else ""
