@@ -154,9 +154,9 @@ def merge(*accounts: Iterable[Gpu]) -> tuple[Gpu, ...]:
         for gpu in account:
             same = [known for known in free if known.vendor == gpu.vendor != ""]
             named = [known for known in same if known.name == gpu.name]
-            if match := (named or same or [None])[0]:
-                free.remove(match)
-                merged[merged.index(match)] = _complete(match, gpu)
+            if matches := named or same:
+                free.remove(matches[0])
+                merged[merged.index(matches[0])] = _complete(matches[0], gpu)
             else:
                 merged.append(gpu)
     return tuple(sorted(merged, key=lambda gpu: (ORDER.index(gpu.kind), -(gpu.memory or 0))))
