@@ -95,7 +95,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/healthz", healthz, methods=["GET"]),
-            *openai.routes(models, inference),
+            *openai.routes(inference),
             *account.routes(gate),
             *views.routes(),
         ],

@@ -1,4 +1,4 @@
-"""The use case: render the prompt, generate, record. Owns running answers, so that any client may re-attach.
+"""The use case: find the model, have it answer, record. Owns running answers: any client may re-attach.
 
 `complete` serves programs: it stores nothing and ends with its caller. `ask`, `regenerate`, `stop`, `follow`
 serve conversations: an answer is the server's own, written to the store as it grows; readers come and go.
@@ -7,19 +7,15 @@ serve conversations: an answer is the server's own, written to the store as it g
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 
-import msgspec
-
-from appliance.chat import ChatFormat, StopStrings
-from appliance.domain import Delta, FinishReason, Logprobs, Message, Timings, TokenLogprob, Usage
-from appliance.engine.base import Engine
-from appliance.engine.messages import Finished, Generate, Sampling, Token
-from appliance.errors import ContextLengthError, HobError, InvalidRequestError, ModelLoadError, StoreError
-from appliance.models import Installed, Models
+from appliance.domain import Delta, FinishReason, Message, ModelCard
+from appliance.engine.base import ChatModel, ChatModels, Engine
+from appliance.engine.messages import Wishes
+from appliance.errors import HobError, InvalidRequestError, StoreError, UnknownModelError
+from appliance.local import LocalModels
+from appliance.models import Models
 from appliance.store import INTERRUPTED, State, Store, StoredMessage
-from builder.errors import BuildError
 
 log = logging.getLogger(__name__)
 
@@ -74,80 +70,57 @@ class Generation:
 
 
 class Inference:
-    """Answers with the installed models. One per service.
+    """Answers with the models of this machine and of other servers. One per service.
 
     Raises (everywhere):
         UnknownModelError, ModelLoadError: no such model, or it cannot run.
         NotFoundError: no such chat or message.
     """
 
-    def __init__(self, models: Models, engine: Engine, store: Store) -> None:
+    def __init__(
+        self, models: Models, engine: Engine | None, store: Store, upstreams: ChatModels | None = None
+    ) -> None:
+        """`engine` None: no model of this machine answers. `upstreams` None: there are no other servers."""
         self._models = models
-        self._engine = engine
+        self._local: ChatModels | None = LocalModels(models, engine) if engine else None
+        self._upstreams = upstreams
         self._store = store
-        self._formats: dict[str, tuple[Installed, ChatFormat]] = {}
         self._running: dict[int, Generation] = {}
         self._tasks: dict[int, tuple[asyncio.Task[Delta], asyncio.Task[None]]] = {}
+
+    def cards(self, *, onward: bool = True) -> list[ModelCard]:
+        """The models that can be asked, those of this machine first. `onward` as in `find`."""
+        return [card for source in self._sources(onward) for card in source.cards()]
+
+    async def find(self, name: str = "", *, onward: bool = True) -> ChatModel:
+        """The model of this name, of this machine where both have it; "" is the default model.
+
+        `onward` false: of this machine only, for requests that another Hob has already passed on.
+        """
+        name = name or self._models.default
+        for source in self._sources(onward):
+            if model := await source.find(name):
+                return model
+        raise UnknownModelError(
+            f"model {name!r} is not installed", param="model", hint="`hob model list` shows what is."
+        )
 
     async def complete(
         self,
         messages: Sequence[Message],
         model: str = "",
-        sampling: Sampling | None = None,
+        wishes: Wishes | None = None,
         max_tokens: int | None = None,
         stops: Sequence[str] = (),
     ) -> AsyncGenerator[Delta, None]:
-        """Answer `messages`; the last delta has `finish` and usage. Closing the generator cancels.
-
-        `model` "" is the default model; `sampling` None means the model's own settings. `max_tokens` is an
-        upper bound: the end of the context window ends an answer as well, with finish "length".
-
-        Raises:
-            ContextLengthError: the messages do not fit the context window.
-            InvalidRequestError: a token id in `logit_bias` is outside the vocabulary.
-            EngineUnavailableError: the engine is down; possible after any delta.
-        """
-        installed = self._models.get(model)
-        chat_format = await self._format(installed)
-        sampling = sampling or installed.defaults
-        if foreign := [token for token in sampling.logit_bias if not 0 <= token < chat_format.vocab_size]:
-            raise InvalidRequestError(
-                f"logit_bias: token id {foreign[0]} is outside the vocabulary of {chat_format.vocab_size}",
-                param="logit_bias",
-            )
-        prompt = await asyncio.to_thread(chat_format.encode, messages)
-        room = installed.card.context - len(prompt)
-        if room < 1:
-            raise ContextLengthError(
-                f"the messages take {len(prompt)} tokens, but the context window of {installed.card.name}"
-                f" has {installed.card.context}, and the answer needs room too",
-                param="messages",
-                hint="Shorten the conversation or start a new one.",
-            )
-        request = Generate(
-            id=secrets.token_hex(8),
-            model=await self._models.reference(installed),
-            prompt_ids=prompt,
-            max_tokens=min(room, max_tokens or room),
-            stop_token_ids=chat_format.stop_token_ids,
-            sampling=sampling,
-        )
-        transcript = Transcript(chat_format, [*chat_format.stop_strings, *stops])
-        async with contextlib.aclosing(self._engine.generate(request)) as replies:
-            async for reply in replies:
-                if isinstance(reply, Finished):
-                    yield transcript.end(reply)
-                    return
-                delta = transcript.add(reply.tokens)
-                if delta.text or delta.logprobs:
-                    yield delta
-                if transcript.stopped:
-                    usage = Usage(prompt_tokens=len(prompt), completion_tokens=transcript.count)
-                    yield Delta(finish="stop", usage=usage)
-                    return
+        """Answer `messages` as `ChatModel.answer` does, with the model of this name."""
+        found = await self.find(model)
+        async with contextlib.aclosing(found.answer(messages, wishes or {}, max_tokens, stops)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def ask(
-        self, chat_id: int | None, text: str, model: str = "", sampling: Sampling | None = None
+        self, chat_id: int | None, text: str, model: str = "", wishes: Wishes | None = None
     ) -> Generation:
         """Store a question at the end of a chat (None: of a new one) and start to answer it.
 
@@ -157,16 +130,12 @@ class Inference:
         """
         if not text.strip():
             raise InvalidRequestError("the message is empty", param="text", hint="Write something first.")
-        installed = self._models.get(model)
-        settings = msgspec.to_builtins(sampling or installed.defaults)
-        question, answer = await self._store.run(
-            self._store.ask, chat_id, text, installed.card.name, settings
-        )
-        return self._start(question, answer, sampling)
+        found = await self.find(model)
+        settings = {**found.defaults, **(wishes or {})}
+        question, answer = await self._store.run(self._store.ask, chat_id, text, found.card.name, settings)
+        return self._start(question, answer, wishes)
 
-    async def regenerate(
-        self, message_id: int, model: str = "", sampling: Sampling | None = None
-    ) -> Generation:
+    async def regenerate(self, message_id: int, model: str = "", wishes: Wishes | None = None) -> Generation:
         """Answer a question again; `message_id` is the question's or that of an answer to it.
 
         The earlier answer is kept, but the conversation goes on from the new one. `model` "" means the model
@@ -179,10 +148,10 @@ class Inference:
         question = old
         if old.role == "assistant" and old.parent is not None:
             question = await self._store.run(self._store.message, old.parent)
-        installed = self._models.get(model or old.model)
-        settings = msgspec.to_builtins(sampling or installed.defaults)
-        answer = await self._store.run(self._store.answer, question.id, installed.card.name, settings)
-        return self._start(question, answer, sampling)
+        found = await self.find(model or old.model)
+        settings = {**found.defaults, **(wishes or {})}
+        answer = await self._store.run(self._store.answer, question.id, found.card.name, settings)
+        return self._start(question, answer, wishes)
 
     async def stop(self, message_id: int) -> None:
         """End a running answer, keeping its text; returns once that is stored. Does nothing for others."""
@@ -221,34 +190,25 @@ class Inference:
             generation.interrupted = True
             await self.stop(generation.message_id)
 
-    async def _format(self, installed: Installed) -> ChatFormat:
-        """The chat format of a model, kept in memory: a large vocabulary takes a second to read."""
-        known = self._formats.get(installed.card.name)
-        if known is None or known[0] is not installed:  # `Models` hands out a new object when files changed
-            try:
-                known = installed, await asyncio.to_thread(ChatFormat.load, installed.directory)
-            except BuildError as error:
-                raise ModelLoadError(
-                    f"{installed.card.name} cannot chat: {error}", hint=error.hint
-                ) from error
-            self._formats[installed.card.name] = known
-        return known[1]
+    def _sources(self, onward: bool) -> list[ChatModels]:
+        """Where to look for a model, the first one winning."""
+        return [source for source in (self._local, self._upstreams if onward else None) if source]
 
-    def _start(self, question: StoredMessage, answer: StoredMessage, sampling: Sampling | None) -> Generation:
+    def _start(self, question: StoredMessage, answer: StoredMessage, wishes: Wishes | None) -> Generation:
         generation = Generation(answer.chat_id, answer.id)
-        writing = asyncio.create_task(self._write(generation, question, answer.model, sampling))
+        writing = asyncio.create_task(self._write(generation, question, answer.model, wishes))
         keeping = asyncio.create_task(self._keep(generation, writing))
         self._running[answer.id] = generation
         self._tasks[answer.id] = (writing, keeping)
         return generation
 
     async def _write(
-        self, generation: Generation, question: StoredMessage, model: str, sampling: Sampling | None
+        self, generation: Generation, question: StoredMessage, model: str, wishes: Wishes | None
     ) -> Delta:
         """Generate an answer into `generation`; returns the last delta."""
         path = await self._store.run(self._store.path_to, question.id)
         last = Delta()
-        async with contextlib.aclosing(self.complete(conversation(path), model, sampling)) as deltas:
+        async with contextlib.aclosing(self.complete(conversation(path), model, wishes)) as deltas:
             async for last in deltas:
                 if last.text:
                     generation.add(last.text)
@@ -284,51 +244,6 @@ class Inference:
         generation.end(last)
 
 
-class Transcript:
-    """Text of one answer from its tokens: no character is split, nothing follows a stop string."""
-
-    def __init__(self, chat_format: ChatFormat, stops: Sequence[str]) -> None:
-        self._format = chat_format
-        self._detokenizer = chat_format.detokenizer()
-        self._stops = StopStrings(stops)
-        self.count = 0
-        self.stopped = False
-
-    def add(self, tokens: Iterable[Token]) -> Delta:
-        """What these tokens add. Sets `stopped` and ignores the rest once a stop string is complete."""
-        text = ""
-        logprobs = []
-        for token in tokens:
-            self.count += 1
-            if token.logprob is not None:
-                logprobs.append(self._logprobs(token, token.logprob))
-            piece, self.stopped = self._stops.push(self._detokenizer.push(token.token))
-            text += piece
-            if self.stopped:
-                break
-        return Delta(text=text, logprobs=tuple(logprobs))
-
-    def end(self, finished: Finished) -> Delta:
-        """The closing delta, with text that was held back for a character or stop string to complete."""
-        text, stopped = self._stops.push(self._detokenizer.flush())
-        return Delta(
-            text=text if stopped else text + self._stops.flush(),
-            finish="stop" if stopped else _finish_reason(finished),
-            usage=Usage(prompt_tokens=finished.prompt_tokens, completion_tokens=finished.completion_tokens),
-            timings=Timings(queue=finished.queue, prefill=finished.prefill, decode=finished.decode),
-        )
-
-    def _logprobs(self, token: Token, logprob: float) -> Logprobs:
-        return Logprobs(
-            chosen=self._scored(token.token, logprob),
-            top=tuple(self._scored(score.token, score.logprob) for score in token.top),
-        )
-
-    def _scored(self, token: int, logprob: float) -> TokenLogprob:
-        raw = self._format.token_bytes(token)
-        return TokenLogprob(text=raw.decode(errors="replace"), raw=raw, logprob=logprob)
-
-
 def conversation(path: Iterable[StoredMessage]) -> list[Message]:
     """Stored messages as a prompt: roles alternate, as chat templates demand.
 
@@ -356,12 +271,6 @@ def outcome(writing: asyncio.Task[Delta]) -> tuple[State, str, Delta]:
         return "error", error.explanation, Delta(finish="error")
     log.error("an answer failed", exc_info=error)
     return "error", "Something went wrong inside Hob; its log has the details.", Delta(finish="error")
-
-
-def _finish_reason(finished: Finished) -> FinishReason:
-    """The engine's word as one of ours; a word it should not use counts as an error."""
-    known: dict[str, FinishReason] = {"stop": "stop", "length": "length", "cancelled": "cancelled"}
-    return known.get(finished.reason, "error")
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ LAYERS = [
     },
     {
         "appliance.models",
+        "appliance.library",
         "appliance.doctor",
         "appliance.engine.client",
         "appliance.engine.runtime",
@@ -36,7 +37,10 @@ LAYERS = [
         "appliance.security",
         "appliance.discovery",
         "appliance.system",
+        "appliance.jobs",
+        "appliance.residency",
     },
+    {"appliance.local"},
     {"appliance.inference"},
     {"appliance.api", "webui"},
     {"appliance.app"},
@@ -52,6 +56,8 @@ SHARED_WITH_BUILDER = {
     "builder",
     "builder.errors",
     "builder.compile",
+    "builder.compile.bfloat16",
+    "builder.compile.families",  # its names; importing it loads nothing else
     "builder.compile.mlc",
     "builder.compile.template",
 }

@@ -95,14 +95,14 @@ async def _sidebar(request: Request, current: int | None = None, query: str = ""
     return presenters.sidebar(chats, datetime.now().astimezone(), current, query)
 
 
-def _choose(models: Models, wanted: str) -> tuple[Sequence[ModelCard], str, ModelCard | None]:
+def _choose(here: Service, wanted: str) -> tuple[Sequence[ModelCard], str, ModelCard | None]:
     """All models, and of the one to offer first its name and card: the wanted one, else the default one."""
-    cards = [card for card in models.list() if not card.problem]
-    for name in (wanted, models.default):
+    cards = here.inference.cards()
+    for name in (wanted, here.models.default):
         for card in cards:
             if card.name == name:
                 return cards, name, card
-    return cards, wanted or models.default, None
+    return cards, wanted or here.models.default, None
 
 
 async def _notice(request: Request) -> str:
@@ -125,7 +125,7 @@ async def home(request: Request) -> Response:
 async def _home(
     request: Request, draft: str = "", model: str = "", error: HobError | None = None
 ) -> Response:
-    cards, chosen, card = _choose(service(request).models, model)
+    cards, chosen, card = _choose(service(request), model)
     form = presenters.composer(
         cards,
         chosen,
@@ -155,7 +155,7 @@ async def _chat(
     row = await store.run(store.chat, chat_id)
     thread = await store.run(store.thread, chat_id)
     running = next((message for message in thread if message.state == "running"), None)
-    cards, chosen, card = _choose(service(request).models, model or row.model)
+    cards, chosen, card = _choose(service(request), model or row.model)
     form = presenters.composer(
         cards,
         chosen,

@@ -24,38 +24,35 @@ from appliance.api.sse import COMMENT, EventStream, event, heartbeat
 from appliance.domain import Delta, FinishReason, Logprobs, ModelCard, TokenLogprob, Usage
 from appliance.errors import HobError, NotFoundError
 from appliance.inference import Inference
-from appliance.models import Models
 
 PATIENCE = 5.0
 """Seconds to wait for the first token before a stream's headers go out: an error until then keeps its status.
 Also the longest silence in a stream."""
 
+VIA = "1.1 hob"
+"""How a Hob signs what it passes on (Via, RFC 9110, section 7.6.3)."""
+
 FINGERPRINT = f"hob-{__version__}"
 
 
-def routes(models: Models, inference: Inference) -> list[BaseRoute]:
+def routes(inference: Inference) -> list[BaseRoute]:
     """GET /v1/models, GET /v1/models/{id}, POST /v1/chat/completions."""
 
     async def list_models(request: Request) -> Response:
-        cards = [_model(card) for card in models.list() if not card.problem]
-        return JSONResponse({"object": "list", "data": cards})
+        cards = inference.cards(onward=not passed_on(request))
+        return JSONResponse({"object": "list", "data": [_model(card) for card in cards]})
 
     async def one_model(request: Request) -> Response:
         if not (name := request.path_params["id"]):
             raise NotFoundError("there is nothing at this address")
-        return JSONResponse(_model(models.get(name).card))
+        found = await inference.find(name, onward=not passed_on(request))
+        return JSONResponse(_model(found.card))
 
     async def chat_completions(request: Request) -> Response:
         asked = parse(await request.body())
-        installed = models.get(asked.model)
-        deltas = inference.complete(
-            asked.conversation(),
-            installed.card.name,
-            asked.sampling(installed.defaults),
-            asked.length(),
-            asked.stops(),
-        )
-        answer = Answer(installed.card.name)
+        name = (await inference.find(asked.model, onward=not passed_on(request))).card.name
+        deltas = inference.complete(asked.conversation(), name, asked.wishes(), asked.length(), asked.stops())
+        answer = Answer(name)
         if asked.stream:
             return await _streamed(answer, asked, deltas)
         return JSONResponse(await _unless_gone(request, answer.collected(deltas)))
@@ -67,13 +64,18 @@ def routes(models: Models, inference: Inference) -> list[BaseRoute]:
     ]
 
 
+def passed_on(request: Request) -> bool:
+    """Whether another Hob sends this request for somebody. It ends here, so that no two ask in circles."""
+    return any(hop.strip() == VIA for line in request.headers.getlist("via") for hop in line.split(","))
+
+
 def _model(card: ModelCard) -> dict[str, Any]:
     return {
         "id": card.name,
         "object": "model",
         "created": card.created,
-        "owned_by": "hob" if card.builtin else "local",
-        "context_window": card.context,
+        "owned_by": card.upstream or ("hob" if card.builtin else "local"),
+        "context_window": card.context or None,
     }
 
 

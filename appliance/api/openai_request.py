@@ -1,13 +1,12 @@
 """What a chat completion request may say: fields, ranges, and what is refused. Pure: bytes in, values out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from appliance.domain import Message, Role
-from appliance.engine.messages import Sampling
+from appliance.engine.messages import Wishes
 from appliance.errors import InvalidRequestError
 
 SAMPLING_FIELDS = (
@@ -101,11 +100,12 @@ class ChatRequest(BaseModel):
         """The messages in our own words."""
         return [Message(role=_role(turn.role), content=turn.content) for turn in self.messages]
 
-    def sampling(self, defaults: Sampling) -> Sampling:
-        """What is asked for, over the model's own settings."""
+    def wishes(self) -> Wishes:
+        """What is asked for; where it is silent the model's own settings hold."""
         asked = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
-        top = (self.top_logprobs or 0) if self.logprobs else None
-        return msgspec.structs.replace(defaults, **asked, top_logprobs=top)
+        if self.logprobs:
+            asked["top_logprobs"] = self.top_logprobs or 0
+        return cast(Wishes, asked)  # the fields have the same names and types
 
     def length(self) -> int | None:
         """Upper bound of the answer in tokens; the newer field wins."""

@@ -25,6 +25,7 @@ from appliance.engine.messages import (
     ModelRef,
     Reply,
     Stats,
+    Text,
     Tokens,
 )
 from appliance.errors import (
@@ -128,7 +129,7 @@ class Link:
         try:
             while not ended:
                 reply = await queue.get()
-                ended = not isinstance(reply, Tokens)
+                ended = not isinstance(reply, Tokens | Text)
                 if reply is None:
                     raise stopped()
                 if isinstance(reply, Failed):
@@ -206,7 +207,7 @@ class EngineClient(Engine):
         await link.ask(Load(id=uuid.uuid4().hex, model=None))
         self._model = None
 
-    async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Finished, None]:
+    async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Text | Finished, None]:
         """As `Engine.generate`. `request.id` is unique among open requests.
 
         Raises:
@@ -215,7 +216,7 @@ class EngineClient(Engine):
         link = await self._ready()
         async with aclosing(link.exchange(request)) as replies:
             async for reply in replies:
-                assert isinstance(reply, Tokens | Finished)
+                assert isinstance(reply, Tokens | Text | Finished)
                 self._model = request.model
                 yield reply
 

@@ -4,6 +4,8 @@ Every frame is a 4-byte big-endian length and one MessagePack-encoded message. E
 form (`Failed`). The engine process imports this module, so it stays free of the web stack.
 """
 
+from typing import TypedDict
+
 from msgspec import Struct
 
 
@@ -27,8 +29,26 @@ class Sampling(Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
 
 
+class Wishes(TypedDict, total=False):
+    """What a request says about sampling, as in `Sampling`; where it is silent the model's settings hold."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: dict[int, float]
+    seed: int
+    top_logprobs: int
+
+
 class ModelRef(Struct, frozen=True, kw_only=True):
-    """Where a model lies: an MLC directory, the library compiled for it, tokens of context to reserve."""
+    """Where a model lies: an MLC directory, the library compiled for it, tokens of context to reserve.
+
+    `library` is empty for an engine that compiles by itself.
+    """
 
     directory: str
     library: str
@@ -43,7 +63,7 @@ class Load(Struct, frozen=True, kw_only=True, tag="load"):
 
 
 class Generate(Struct, frozen=True, kw_only=True, tag="generate"):
-    """Continue `prompt_ids`. Answered by any number of `Tokens`, then one `Finished` or `Failed`."""
+    """Continue `prompt_ids`. Answered by any number of `Tokens` or `Text`, then by `Finished` or `Failed`."""
 
     id: str
     model: ModelRef
@@ -95,6 +115,32 @@ class Tokens(Struct, frozen=True, kw_only=True, tag="tokens"):
     tokens: list[Token]
 
 
+class TextScore(Struct, frozen=True, array_like=True):
+    """The bytes of a token and its natural-log probability."""
+
+    raw: bytes
+    logprob: float
+
+
+class ScoredText(Struct, frozen=True, kw_only=True):
+    """One generated token's score, and those of the best tokens at its place, best first."""
+
+    chosen: TextScore
+    top: list[TextScore] = []
+
+
+class Text(Struct, frozen=True, kw_only=True, tag="text"):
+    """Generated text, in order, from an engine that detokenises by itself. No character is split.
+
+    `count` tokens made it; `scores` only when logprobs were asked for.
+    """
+
+    id: str
+    text: str
+    count: int
+    scores: list[ScoredText] = []
+
+
 class Finished(Struct, frozen=True, kw_only=True, tag="finished"):
     """The end of a generation: reason "stop" | "length" | "cancelled"; seconds per phase."""
 
@@ -135,4 +181,4 @@ class Stats(Struct, frozen=True, kw_only=True, tag="stats"):
 
 
 Request = Load | Generate | Cancel | AskStats
-Reply = Loaded | Tokens | Finished | Failed | Stats
+Reply = Loaded | Tokens | Text | Finished | Failed | Stats

@@ -14,7 +14,7 @@ import pytest
 from appliance.config import load_settings
 from appliance.domain import Delta, Message, Role, Usage
 from appliance.engine.client import EngineClient
-from appliance.engine.messages import Finished, Sampling, Token
+from appliance.engine.messages import Wishes
 from appliance.errors import (
     ConflictError,
     ContextLengthError,
@@ -23,7 +23,7 @@ from appliance.errors import (
     NotFoundError,
     UnknownModelError,
 )
-from appliance.inference import Generation, Inference, Transcript, conversation
+from appliance.inference import Generation, Inference, conversation
 from appliance.models import Models
 from appliance.store import INTERRUPTED, Store, StoredMessage
 from tests.service import ENDLESS, TINY
@@ -31,7 +31,7 @@ from tests.service import ENDLESS, TINY
 pytestmark = pytest.mark.anyio
 
 HELLO = [Message(role="user", content="Hello")]
-GREEDY = Sampling(temperature=0)
+GREEDY: Wishes = {"temperature": 0}
 
 
 class Desk:
@@ -136,12 +136,12 @@ async def test_empty_question_is_refused(desk: Desk) -> None:
 async def test_foreign_token_id_in_logit_bias_is_refused(desk: Desk) -> None:
     """A bias for a token that the vocabulary does not have is named."""
     with pytest.raises(InvalidRequestError, match="4711"):
-        await text_of(desk.inference.complete(HELLO, sampling=Sampling(logit_bias={4711: 1.0})))
+        await text_of(desk.inference.complete(HELLO, wishes={"logit_bias": {4711: 1.0}}))
 
 
 async def test_asked_answer_is_stored_as_it_was_followed(desk: Desk) -> None:
     """What a reader sees and what the store keeps are the same, with counts, timings and settings."""
-    generation = await desk.inference.ask(None, "Hello", sampling=GREEDY)
+    generation = await desk.inference.ask(None, "Hello", wishes=GREEDY)
     text, last = await text_of(desk.inference.follow(generation.message_id))
     answer = await desk.answer(generation)
     assert answer.content == text == generation.text
@@ -216,16 +216,16 @@ async def test_text_is_saved_while_it_grows(endless: Desk) -> None:
 
 async def test_regenerate_answers_the_same_question(desk: Desk) -> None:
     """The new answer stands in the old one's place; the same settings and seed give the same text."""
-    sampling = Sampling(temperature=1, seed=7)
-    first = await desk.inference.ask(None, "Hello", sampling=sampling)
+    wishes: Wishes = {"temperature": 1, "seed": 7}
+    first = await desk.inference.ask(None, "Hello", wishes=wishes)
     await text_of(first.follow())
-    second = await desk.inference.regenerate(first.message_id, sampling=sampling)
+    second = await desk.inference.regenerate(first.message_id, wishes=wishes)
     await text_of(second.follow())
     question, answer = desk.store.thread(first.chat_id)
     assert question.content == "Hello"
     assert answer.id == second.message_id != first.message_id
     assert answer.content == first.text
-    third = await desk.inference.regenerate(question.id, sampling=sampling)
+    third = await desk.inference.regenerate(question.id, wishes=wishes)
     assert third.chat_id == first.chat_id
     with pytest.raises(NotFoundError):
         await desk.inference.regenerate(4711)
@@ -360,18 +360,3 @@ async def test_conversation_alternates_roles() -> None:
         Message(role="assistant", content="answer"),
         Message(role="user", content="three"),
     ]
-
-
-async def test_transcript_holds_back_what_may_be_a_stop_string(desk: Desk) -> None:
-    """Text that begins a stop string waits for the next token; at the end it is given out after all."""
-    chat_format = await desk.inference._format(desk.models.get(TINY))
-    ids = [token for token in range(1024) if chat_format.token_bytes(token) == b"a"]
-    transcript = Transcript(chat_format, ["aaa"])
-    assert transcript.add([Token(token=ids[0]), Token(token=ids[0])]).text == ""
-    finished = Finished(
-        id="1", reason="stop", prompt_tokens=1, completion_tokens=2, queue=0, prefill=0, decode=0
-    )
-    assert transcript.end(finished).text == "aa"
-    transcript = Transcript(chat_format, ["aaa"])
-    assert transcript.add([Token(token=ids[0])] * 4).text == ""
-    assert (transcript.stopped, transcript.count) == (True, 3)

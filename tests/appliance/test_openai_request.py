@@ -3,13 +3,14 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.api.openai_request import SAMPLING_FIELDS, ChatRequest, parse
 from appliance.domain import Message
-from appliance.engine.messages import Sampling
+from appliance.engine.messages import Sampling, Wishes
 from appliance.errors import InvalidRequestError
 
 values = st.recursive(
@@ -52,7 +53,7 @@ def test_any_field_is_taken_or_named(messages: list[Any], others: dict[str, Any]
         field = (request.param or "").partition("[")[0].partition(".")[0]
         assert lone_surrogates or field in {*sent, "messages"}
         return
-    sampling = request.sampling(Sampling(temperature=0.3, top_p=0.4))
+    sampling = msgspec.structs.replace(Sampling(temperature=0.3, top_p=0.4), **request.wishes())
     assert 0 <= sampling.temperature <= 2
     assert 0 < sampling.top_p <= 1
     assert all(message.role in ("system", "user", "assistant") for message in request.conversation())
@@ -67,14 +68,18 @@ def _request(**others: Any) -> ChatRequest:
 def test_what_is_asked_for_overrides_the_models_own_settings() -> None:
     """Fields that are given win, zero included; the others stay the model's."""
     own = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
-    assert _request().sampling(own) == own
-    asked = _request(temperature=0, seed=3, logit_bias={"5": -1}).sampling(own)
-    assert asked == Sampling(temperature=0, top_p=0.9, repetition_penalty=1.1, seed=3, logit_bias={5: -1.0})
+    assert _request().wishes() == {}
+    asked = _request(temperature=0, seed=3, logit_bias={"5": -1}).wishes()
+    assert msgspec.structs.replace(own, **asked) == Sampling(
+        temperature=0, top_p=0.9, repetition_penalty=1.1, seed=3, logit_bias={5: -1.0}
+    )
 
 
 def test_every_sampling_field_reaches_the_engine() -> None:
     """The API offers everything the engine can do, under the engine's names."""
-    assert {*SAMPLING_FIELDS, "top_logprobs"} == set(Sampling.__struct_fields__)
+    assert (
+        {*SAMPLING_FIELDS, "top_logprobs"} == set(Sampling.__struct_fields__) == set(Wishes.__annotations__)
+    )
     assert set(SAMPLING_FIELDS) < set(ChatRequest.model_fields)
 
 
@@ -89,7 +94,7 @@ def test_every_sampling_field_reaches_the_engine() -> None:
 )
 def test_logprobs(others: dict[str, Any], top: int | None) -> None:
     """Logprobs come only if asked for, alternatives only if their number is given."""
-    assert _request(**others).sampling(Sampling()).top_logprobs == top
+    assert _request(**others).wishes().get("top_logprobs") == top
 
 
 def test_newer_length_field_wins() -> None:

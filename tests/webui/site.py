@@ -16,7 +16,7 @@ import uvicorn
 from appliance.app import create_app
 from appliance.config import load_settings
 from appliance.engine.client import EngineClient
-from appliance.engine.messages import Finished, Generate, ModelRef, Stats, Tokens
+from appliance.engine.messages import Finished, Generate, ModelRef, Stats, Text, Tokens
 from appliance.errors import EngineUnavailableError
 from appliance.store import Store
 from tests.service import GOLDEN, MODEL, START_SECONDS, TINY
@@ -58,7 +58,7 @@ class PacedEngine:
         """As the engine."""
         await self._engine.unload()
 
-    async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Finished, None]:
+    async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Text | Finished, None]:
         """As the engine, token by token."""
         if self.allowed < request.max_tokens:
             sampling = msgspec.structs.replace(request.sampling, seed=7)
@@ -66,7 +66,7 @@ class PacedEngine:
         given = 0
         async with aclosing(self._engine.generate(request)) as replies:
             async for reply in replies:
-                if isinstance(reply, Finished):
+                if not isinstance(reply, Tokens):
                     yield reply
                     continue
                 for token in reply.tokens:
