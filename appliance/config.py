@@ -3,21 +3,40 @@
 The class is the one table of settings: the command line, the reference page and the errors come from it.
 """
 
+import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from appliance.errors import SettingsError
+
+DEVICE = r"^(cuda|metal|vulkan|cpu|cuda-sm_\d{2,3}a?)$"
+"""What the setting `devices` may list: a kind, or one of CUDA's targets, which is then tried unasked."""
+
+
+def _listed(value: object) -> object:
+    """A list out of a variable's or flag's text: "cuda,cpu", or JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+Name = TypeVar("Name")
+Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_listed)]
+"""Several values; with commas between them in variables and flags."""
 
 
 def config_files() -> list[Path]:
@@ -45,11 +64,22 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
         description="Host name on the LAN, without .local.",
     )
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: Names[str] = Field(
         (), description="Further host names this Hob may be reached by, for example through a proxy."
     )
     model: str = Field("hob-guide", description="Model that answers when a request or a chat names none.")
     context: int = Field(4096, ge=128, description="Tokens of context reserved for a conversation.")
+    unload_after: int = Field(
+        1800, ge=0, description="Seconds without a request after which a model leaves memory; 0 keeps it."
+    )
+    devices: Names[Annotated[str, Field(pattern=DEVICE)]] = Field(
+        (),
+        description="What computes, in order of trial: cuda, metal, vulkan, cpu; empty is Hob's own choice.",
+    )
+    device_fallback: Literal["next", "refuse"] = Field(
+        "next",
+        description="When a device fails a model: next tries the one after it, refuse says so and stops.",
+    )
     threads: int = Field(0, ge=0, description="Engine threads; 0 means one per physical core.")
     kernels: Literal["fast", "exact"] = Field(
         "fast", description="fast: int8 activations; exact: float activations, slower."
@@ -83,9 +113,10 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        variable = f"HOB_{first['loc'][0]}".upper()
         raise SettingsError(
             f"setting {key!r}: {first['msg']} (got {first['input']!r})",
-            hint=f"It is set by a flag, HOB_{key.upper()}, or one of {', '.join(map(str, config_files()))}.",
+            hint=f"It is set by a flag, {variable}, or one of {', '.join(map(str, config_files()))}.",
         ) from error
 
 

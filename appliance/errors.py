@@ -148,3 +148,50 @@ class ModelLoadError(HobError):
     status = 503
     code = "model_load_failed"
     type = "server_error"
+
+
+class LibraryError(HobError):
+    """The library of models cannot do what was asked; the message names the model or file."""
+
+    code = "library_failed"
+
+
+class DamagedError(LibraryError):
+    """A file is not what its checksum, its manifest or its format says."""
+
+    status = 422
+    code = "model_damaged"
+
+
+class DownloadError(HobError):
+    """Another machine refused, stalled, or sent something else than it announced; names the address."""
+
+    status = 502
+    code = "download_failed"
+
+
+class DiskFullError(HobError):
+    """There is not enough room; the message says how much is missing."""
+
+    status = 507
+    code = "disk_full"
+
+
+class TooLargeForMemoryError(HobError):
+    """The model does not fit this machine's memory; the message has both figures."""
+
+    status = 409
+    code = "too_large_for_memory"
+
+
+class StoppedError(HobError):
+    """Somebody asked for an end before the work was done."""
+
+    status = 499
+    code = "stopped"
+
+
+class DeviceError(ModelLoadError):
+    """This device cannot run this model; another may. The engine stays as it is."""
+
+    code = "device_failed"

@@ -10,9 +10,6 @@ Kind = Literal["cuda", "metal", "vulkan", "cpu"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """The order in which devices are tried when the settings do not say otherwise."""
 
-NAME = re.compile(r"(cuda|metal|vulkan|cpu)|cuda-sm_\d{2,3}a?")
-"""What the setting `devices` may list: a kind, or one of CUDA's targets, which is then tried unasked."""
-
 # Integrated GPUs that read a model's prompt several times faster than the CPU beside them: measurements of
 # llama.cpp's Vulkan backend that their owners published. Others share the CPU's memory and win nothing.
 FAST_INTEGRATED = re.compile(r"Radeon(\(TM\))? (6[68]0M|7[4678]0M|8[4689]0M|80[456]0S)|Arc(\(TM\))?( Pro)? ")
@@ -44,7 +41,7 @@ def candidates(machine: Hardware, wanted: Sequence[str] = ()) -> tuple[Candidate
     """Every kind of device with a verdict, those to be tried first, in their order.
 
     Args:
-        wanted: names that match NAME, best first: the setting `devices`. Empty means what is known to be
+        wanted: the setting `devices`, best first. Empty means what is known to be
             fastest. A GPU that is not known to be faster than the CPU is tried only when it is wanted.
     """
     listed = [_judge(name, machine, forced=bool(wanted)) for name in (wanted or KINDS)]

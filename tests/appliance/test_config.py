@@ -54,6 +54,10 @@ def test_data_folder_is_the_desktops(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("name", "Hob Kitchen"),
         ("name", "hob.local"),
         ("lan", "perhaps"),
+        ("devices", "cuda,gpu"),
+        ("devices", '["cuda-87"]'),
+        ("devices", "[cuda"),
+        ("device_fallback", "perhaps"),
     ],
 )
 def test_wrong_value_names_key_and_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -101,3 +105,19 @@ def test_settings_never_change() -> None:
     """Settings are read once."""
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1
+
+
+@pytest.mark.parametrize("text", ["cuda-sm_87, cpu", '["cuda-sm_87", "cpu"]'])
+def test_lists_in_variables(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A variable lists values with commas, or as JSON; an empty one lists nothing."""
+    monkeypatch.setenv("HOB_DEVICES", text)
+    monkeypatch.setenv("HOB_ALLOWED_HOSTS", "")
+    settings = load_settings()
+    assert settings.devices == ("cuda-sm_87", "cpu")
+    assert settings.allowed_hosts == ()
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda-sm_90a", "cuda-sm_110", "metal", "vulkan", "cpu"])
+def test_devices(name: str) -> None:
+    """Kinds of devices and CUDA's targets may be listed."""
+    assert load_settings(devices=name).devices == (name,)

@@ -6,7 +6,7 @@ import pytest
 
 from appliance.domain import Gpu, Hardware
 from appliance.hardware.describe import describe
-from appliance.hardware.devices import NAME, Candidate, candidates
+from appliance.hardware.devices import Candidate, candidates
 from tests.appliance.hardware.machines import FOLDER, MACHINES, recording, room
 
 
@@ -105,17 +105,3 @@ def test_an_nvidia_card_without_its_driver() -> None:
 def test_metal_needs_apple_s_gpu() -> None:
     """Another maker's card in a Mac is left alone."""
     assert not verdict(with_gpu(metal=True), "metal").usable
-
-
-@pytest.mark.parametrize(
-    "name", ["cuda", "cuda-sm_87", "cuda-sm_90a", "cuda-sm_110", "metal", "vulkan", "cpu"]
-)
-def test_names_for_the_setting(name: str) -> None:
-    """Kinds and CUDA's targets are names."""
-    assert NAME.fullmatch(name)
-
-
-@pytest.mark.parametrize("name", ["", "gpu", "cuda-87", "CUDA", "cpu ", "cuda-sm_87; rm"])
-def test_other_names(name: str) -> None:
-    """Nothing else is."""
-    assert not NAME.fullmatch(name)
