@@ -23,6 +23,8 @@ async def test_the_next_one_is_tried(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         orin.failed("cuda-sm_87", "llama", "nvcc is missing", "Install it.")
     assert "llama does not run on cuda-sm_87: nvcc is missing" in caplog.text
+    assert (await orin.choose("llama")).target == "vulkan"
+    orin.failed("vulkan", "llama", "TVM has no Vulkan")
     assert (await orin.choose("llama")).target == "cpu"
     assert (await orin.choose("qwen")).target == "cuda-sm_87"
 
@@ -59,7 +61,7 @@ async def test_changed_files_are_tried_anew() -> None:
     orin.failed("cuda-sm_87", "qwen", "no memory")
     orin.forget("llama")
     assert (await orin.choose("llama")).target == "cuda-sm_87"
-    assert (await orin.choose("qwen")).target == "cpu"
+    assert (await orin.choose("qwen")).target == "vulkan"
 
 
 @pytest.mark.anyio
