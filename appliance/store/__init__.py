@@ -15,11 +15,14 @@ from appliance.store.chats import (
     newest_branch,
     title_of,
 )
+from appliance.store.jobs import Job, Jobs, JobState
 
 __all__ = [
     "INTERRUPTED",
     "ApiKey",
     "Chat",
+    "Job",
+    "JobState",
     "SearchHit",
     "Session",
     "State",
@@ -30,5 +33,5 @@ __all__ = [
 ]
 
 
-class Store(Chats, Accounts):
+class Store(Chats, Accounts, Jobs):
     """All tables; see `Connection` for threads, durability and errors."""

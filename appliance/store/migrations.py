@@ -74,3 +74,27 @@ def owner_sessions_keys(db: Database) -> None:
         );
         """
     )
+
+
+@migrations()
+def jobs_and_pins(db: Database) -> None:
+    """Long work on models, and the models that stay in memory."""
+    db.executescript(
+        """
+        CREATE TABLE jobs (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            verb TEXT NOT NULL,
+            subject TEXT NOT NULL,
+            arguments TEXT NOT NULL,
+            state TEXT NOT NULL DEFAULT 'waiting'
+                CHECK (state IN ('waiting', 'running', 'done', 'failed', 'cancelled', 'interrupted')),
+            model TEXT NOT NULL DEFAULT '',
+            error TEXT NOT NULL DEFAULT '',
+            hint TEXT NOT NULL DEFAULT '',
+            created REAL NOT NULL,
+            started REAL,
+            ended REAL
+        );
+        CREATE TABLE pins (model TEXT PRIMARY KEY);
+        """
+    )
