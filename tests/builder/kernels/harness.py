@@ -99,6 +99,14 @@ def random_int4(rng: np.random.Generator, n: int, k: int, dtype: str) -> tuple[A
     return words, (rng.random((n, k // 32)) * magnitude).astype(dtype)
 
 
+def bit_planes(levels: Array) -> Array:
+    """Levels 0..7 as the exact kernels hold them: uint32 [n, k/32, 3]."""
+    blocks = levels.reshape(len(levels), -1, 2, 16).astype(np.uint32)
+    low = ((blocks & 3) << (np.arange(16, dtype=np.uint32) * 2)).sum(axis=-1, dtype=np.uint32)
+    high = (blocks.reshape(len(levels), -1, 32) >> 2) << np.arange(32, dtype=np.uint32)
+    return np.concatenate([low, high.sum(axis=-1, dtype=np.uint32, keepdims=True)], axis=-1)
+
+
 def _guarded(argument: Out | InOut | Array) -> tuple[Array, Array]:
     """Memory full of FILL, and within it an array aligned as TVM's own, with the argument's values if any."""
     source = argument.array if isinstance(argument, InOut) else argument
