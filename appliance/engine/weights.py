@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from appliance.engine.runtime import empty
 from appliance.errors import ModelLoadError
-from builder.compile.mlc import MLCDirectory, TensorEntry, widen_bfloat16
+from builder.compile.bfloat16 import widen_bfloat16
+from builder.compile.mlc import MLCDirectory, TensorEntry
 
 Progress = Callable[[float], None]
 
@@ -111,7 +112,8 @@ def pack(
             for entry, output in zip(entries, outputs, strict=True):
                 read_into(model, entry, np.from_dlpack(output))
         else:
-            sources = [empty(entry.shape, entry.dtype) for entry in entries]
+            # Kernels get bfloat16 as its bits.
+            sources = [empty(e.shape, "uint16" if e.dtype == "bfloat16" else e.dtype) for e in entries]
             for entry, source in zip(entries, sources, strict=True):
                 read_into(model, entry, np.from_dlpack(source))
             module.get_function(step["function"], query_imports=True)(*sources, *outputs)

@@ -1,7 +1,7 @@
 """Rows of a weight matrix as float32 vectors, whatever the matrix is held as.
 
-    "q4f16", "q4bf16", "q4f32"       MLC's four-bit words and scales as they lie in the file, "NK":
-                                     q_weight uint32 [n, k/8] (nibbles from the low bits up), q_scale [n, k/32]
+    "q4f16", "q4bf16", "q4f32"       MLC's four-bit words and scales as they lie in the file in "NK" layout:
+                                     q_weight uint32 [n, k/8], q_scale [n, k/32]
     "q3f16"                          bit planes uint32 [n, k/32, 3] that `packing.planes` makes of MLC's
                                      three-bit words, and q_scale float16 [n, ceil(k/40)]
     "float16", "bfloat16", "float32" one dense tensor [n, k]
