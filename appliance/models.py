@@ -1,7 +1,7 @@
 """The models on this machine: what is installed, what is wrong with it, the library compiled for it.
 
-A model is an MLC directory: the built-in guide, or anything at `<data_dir>/models/<name>/` or
-`<data_dir>/models/<owner>/<name>/`. Libraries lie in `<data_dir>/libraries/`, made by a compiler that runs as
+A model is an MLC directory: the built-in guide, or anything in `<data_dir>/models` (`appliance.library.shelf`
+says how versions lie there). Libraries lie in `<data_dir>/libraries/`, made by a compiler that runs as
 a process of its own, so that its 300 MB never enter the service.
 """
 
@@ -22,7 +22,10 @@ import builder
 from appliance.config import Settings
 from appliance.domain import ModelCard
 from appliance.engine.messages import ModelRef, Sampling
-from appliance.errors import ModelLoadError, UnknownModelError
+from appliance.errors import DeviceError, ModelLoadError, UnknownModelError
+from appliance.hardware.trials import Trials
+from appliance.library import default
+from appliance.library.shelf import Shelf
 from builder.compile.mlc import CONFIG, TENSOR_CACHES, MLCDirectory
 from builder.errors import BuildError, FormatError
 
@@ -54,15 +57,25 @@ class Models:
     """The models of one data directory. Directories may come and go while the service runs."""
 
     def __init__(self, settings: Settings) -> None:
-        self.default = settings.model
-        self._folder = settings.data_dir / "models"
+        self.shelf = Shelf(settings.data_dir / "models", frozenset({GUIDE}))
+        self._data_dir = settings.data_dir
+        # A setting that somebody made comes before the choice that `hob model default` keeps.
+        self._set = settings.model if "model" in settings.model_fields_set else ""
+        self._preset = settings.model
         self._cache = settings.data_dir / "libraries"
         self._context = settings.context
         self._kernels = settings.kernels
         self._known: dict[str, tuple[object, Installed | ModelCard]] = {}
         self._verified = Verified(settings.data_dir / "verified.json")
-        self._libraries: dict[str, tuple[Installed, Path]] = {}
+        self._libraries: dict[tuple[str, str], tuple[Installed, Path]] = {}
+        self._tried: dict[str, Installed] = {}
+        self.trials = Trials(settings.devices, settings.device_fallback)
         self._compiling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def default(self) -> str:
+        """The model that answers when nobody chooses: as set, else as chosen last, else the built-in one."""
+        return self._set or default.read(self._data_dir) or self._preset
 
     def list(self) -> tuple[ModelCard, ...]:
         """Cards of all models by name, the built-in one first. Damaged ones say so in `problem`."""
@@ -79,6 +92,8 @@ class Models:
         """
         name = name or self.default
         path = self.directories().get(name)
+        if path is None and "@" in name:  # the version that the bare name means, or a version cut short
+            path = self.shelf.find(name).path
         if path is None:
             raise UnknownModelError(
                 f"model {name!r} is not installed", param="model", hint="`hob model list` shows what is."
@@ -90,28 +105,60 @@ class Models:
             )
         return entry
 
-    async def library(self, name: str = "", progress: Progress | None = None) -> Path:
-        """The compiled library of a model for this machine; compiles it when there is none (up to a minute).
+    async def library(self, name: str = "", progress: Progress | None = None, target: str = "cpu") -> Path:
+        """The library of a model compiled for `target`; compiles it when there is none (up to a minute).
 
         Raises:
             UnknownModelError, ModelLoadError: as `get`; also when weights are damaged or compiling fails.
+            DeviceError: compiling fails for a target other than the processor.
         """
         installed = self.get(name)
+        key = installed.card.name, target
         async with self._compiling[installed.card.name]:
-            known = self._libraries.get(installed.card.name)
+            known = self._libraries.get(key)
             # `get` hands out a new object when the directory's files have changed.
             if known is None or known[0] is not installed or not known[1].exists():
                 await asyncio.to_thread(self._verified.ensure, installed.directory)
-                library = await compile_library(installed.directory, self._cache, self._kernels, progress)
-                known = self._libraries[installed.card.name] = installed, library
+                library = await compile_library(
+                    installed.directory, self._cache, self._kernels, progress, target
+                )
+                known = self._libraries[key] = installed, library
             return known[1]
 
     async def reference(self, installed: Installed, progress: Progress | None = None) -> ModelRef:
-        """What the engine needs to know of a model; compiles its library if need be."""
-        library = await self.library(installed.card.name, progress)
-        return ModelRef(
-            directory=str(installed.directory), library=str(library), context=installed.card.context
-        )
+        """What the engine needs to know of a model, for the device to try next; compiles if need be.
+
+        Raises:
+            ModelLoadError: no device is left to try, or as `library` raises it for the processor.
+        """
+        name = installed.card.name
+        if self._tried.get(name) is not installed:
+            self._tried[name] = installed
+            self.trials.forget(name)
+        while True:
+            device = await self.trials.choose(name)
+            try:
+                library = await self.library(name, progress, device.target)
+            except DeviceError as error:
+                self.trials.failed(device.target, name, error.message, error.hint)
+                continue
+            return ModelRef(
+                directory=str(installed.directory),
+                library=str(library),
+                context=installed.card.context,
+                target=device.target,
+            )
+
+    def signature(self, name: str = "") -> object:
+        """Something that differs once the files of a model ("": the default one), or the default, change."""
+        name = name or self.default
+        path = self.directories().get(name)
+        files = () if path is None else sorted((file.name, _modified(file)) for file in path.iterdir())
+        return name, tuple(files)
+
+    def name_of(self, directory: str) -> str:
+        """The name of the model that lies there; "" if none does."""
+        return next((n for n, path in self.directories().items() if str(path) == directory), "")
 
     def directories(self) -> dict[str, Path]:
         """Every directory that claims to be a model, by name, damaged ones too."""
@@ -121,18 +168,16 @@ class Models:
         """Pairs of name and directory. None may pose as the built-in model."""
         if GUIDE_DIRECTORY.is_dir():
             yield GUIDE, GUIDE_DIRECTORY
-        for pattern in ("*", "*/*"):
-            for config in self._folder.glob(f"{pattern}/{CONFIG}"):
-                name = config.parent.relative_to(self._folder).as_posix()
-                # Directories in the making begin with a dot.
-                if name != GUIDE and not any(part.startswith(".") for part in name.split("/")):
-                    yield name, config.parent
+        for entry in self.shelf.entries():
+            if entry.reference != GUIDE:
+                yield entry.reference, entry.path
 
     def _look(self, name: str, path: Path) -> Installed | ModelCard:
         """The model in `path`, or a card that tells its problem; read again when its files have changed."""
-        signature = tuple(_modified(path / file) for file in (CONFIG, *TENSOR_CACHES))
+        signature = (path, *(_modified(path / file) for file in (CONFIG, *TENSOR_CACHES)))
         known = self._known.get(name)
-        if known is None or known[0] != signature:
+        # A damaged one is looked at again: what it lacks may be another file.
+        if known is None or known[0] != signature or isinstance(known[1], ModelCard):
             known = self._known[name] = signature, self._open(name, path)
         return known[1]
 
@@ -236,15 +281,18 @@ def count_parameters(directory: MLCDirectory) -> int:
     return total
 
 
-async def compile_library(directory: Path, cache: Path, kernels: str, progress: Progress | None) -> Path:
+async def compile_library(
+    directory: Path, cache: Path, kernels: str, progress: Progress | None, target: str = "cpu"
+) -> Path:
     """Run the compiler on a model and return its library. Finds a valid one in `cache` without compiling.
 
     Raises:
-        ModelLoadError: it failed; the message is the compiler's.
+        ModelLoadError: it failed; the message is the compiler's. `DeviceError` for targets but the processor.
     """
+    failed = ModelLoadError if target == "cpu" else DeviceError
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "builder.compile", str(directory), str(cache)),
-        *("--kernels", kernels, "--target", "auto"),
+        *("--kernels", kernels, "--target", target),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -268,10 +316,10 @@ async def compile_library(directory: Path, cache: Path, kernels: str, progress: 
             await process.wait()
         complaints.cancel()
     if "error" in report:
-        raise ModelLoadError(f"{directory.name} does not compile: {report['error']}", hint=report["hint"])
+        raise failed(f"{directory.name} does not compile: {report['error']}", hint=report["hint"])
     if status != 0 or "library" not in report:
         log.error("the compiler failed on %s:\n%s", directory, said)
-        raise ModelLoadError(
+        raise failed(
             f"the compiler failed on {directory} with exit status {status}",
             hint="Its messages are in the log.",
         )

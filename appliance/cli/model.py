@@ -1,16 +1,14 @@
-"""`hob model`: convert, compile, probe and list models."""
+"""`hob model`: the library of models, and its workbench: convert, compile, probe."""
 
 import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from appliance.cli import library
 from appliance.cli.options import settings_options
 from appliance.cli.progress import Bar
 from appliance.config import Settings, load_settings
-from appliance.domain import ModelCard
 from appliance.errors import InvalidRequestError
 from appliance.models import Models
 
@@ -19,7 +17,11 @@ QUANTISATIONS = ("q4f16_1", "q4f32_1", "q0f16", "q0f32")
 
 @click.group("model")
 def command() -> None:
-    """Convert, compile, probe and list models."""
+    """Add, list, check, copy and remove models; convert, compile and probe them."""
+
+
+for verb in library.VERBS:
+    command.add_command(verb)
 
 
 @command.command()
@@ -83,35 +85,6 @@ def probe(
         f"load {found.load:.3f} s, prefill {found.prefill_tokens_per_second:,.1f} tok/s,"
         f" decode {found.decode_tokens_per_second:,.1f} tok/s, {found.rss / 2**20:,.0f} MiB"
     )
-
-
-@command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(as_json: bool) -> None:
-    """List the installed models, with what is wrong with damaged ones."""
-    models = Models(load_settings())
-    cards = models.list()
-    if as_json:
-        click.echo(json.dumps([card.model_dump() for card in cards], indent=2))
-        return
-    if not cards:
-        click.echo("No model is installed. Make one: hob model convert HF_DIR")
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("Name", "Family", "Format", "Weights", "Size", "Context", ""):
-        table.add_column(column, overflow="fold")
-    for card in cards:
-        table.add_row(*_row(card, default=card.name == models.default))
-    Console(highlight=False, markup=False).print(table)
-
-
-def _row(card: ModelCard, *, default: bool) -> tuple[str, ...]:
-    if card.problem:
-        return (card.name, "", "", "", "", "", f"damaged: {card.problem}")
-    weights = f"{card.parameters / 1e6:,.0f} M" if card.parameters else ""
-    size = f"{card.bytes / 2**20:,.0f} MiB"
-    remark = "default" if default else ""
-    return (card.name, card.family, card.quantization, weights, size, str(card.context), remark)
 
 
 def _compiled(model: str, target: str, settings: Settings) -> tuple[Path, Path]:

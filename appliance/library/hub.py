@@ -1,0 +1,141 @@
+"""Hugging Face: what is in a repository, by its own client. HF_ENDPOINT names a mirror, HF_TOKEN a token."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+import httpx2 as httpx
+
+from appliance.errors import AuthenticationError, DownloadError, LibraryError
+from appliance.library.choose import Form, choose
+from appliance.library.download import ATTEMPTS, Patience, Remote
+from appliance.library.source import Hub
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+Answer = TypeVar("Answer")
+
+
+def look(source: Hub, token: str, patience: Patience) -> tuple["ModelInfo", str]:
+    """A repository's description with every file's size and checksum, and the hub's address.
+
+    `token` "" means the one that HF_TOKEN or `hf auth login` has set, if any.
+
+    Raises:
+        AuthenticationError: the repository wants a token, or its licence accepted.
+        DownloadError: it does not exist, or the hub does not answer.
+    """
+    from huggingface_hub import HfApi, constants, errors  # half a second that only a download is worth
+
+    api = HfApi(endpoint=constants.ENDPOINT, token=token or None)
+    hub = api.endpoint
+    name = source.repository + (f"@{source.revision}" if source.revision else "")
+    try:
+        found = _patiently(
+            lambda: api.model_info(
+                source.repository,
+                revision=source.revision or None,
+                files_metadata=True,
+                timeout=patience.silence,
+            ),
+            patience,
+        )
+    except errors.GatedRepoError as error:
+        raise AuthenticationError(
+            f"{source.repository} is given only to those who accepted its licence",
+            hint=f"Accept it at {hub}/{source.repository}, make a token, and give it: --key-file FILE.",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DownloadError(
+            f"{source.repository} has no revision {source.revision!r}", hint=f"See {hub}/{source.repository}."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"{hub} has no {source.repository}, or shows it only to some",
+            hint="Check the name. A private one needs a token: --key-file FILE.",
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise DownloadError(
+            "HF_HUB_OFFLINE is set", hint="Unset it, or add the model from a file."
+        ) from error
+    except errors.HFValidationError as error:
+        raise DownloadError(f"{name} is not a repository's name", hint="Ids look like owner/name.") from error
+    except (errors.HfHubHTTPError, httpx.HTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise AuthenticationError(
+                f"{hub} does not show {name} ({status})", hint="Is the token right? --key-file FILE."
+            ) from error
+        reason = f"answers {status}" if status else f"does not answer: {type(error).__name__}"
+        raise DownloadError(f"{hub} {reason}", hint="Is this machine connected? Try again.") from error
+    return found, hub
+
+
+def remotes(
+    source: Hub, found: "ModelInfo", hub: str, token: str
+) -> tuple[Form, tuple[Remote, ...], frozenset[str]]:
+    """Form, files to fetch (pinned to the commit), and which of them are weights, by their names here.
+
+    Raises:
+        LibraryError, InvalidRequestError: as `choose`.
+        DownloadError: the hub does not tell commit or size.
+    """
+    siblings = {sibling.rfilename: sibling for sibling in found.siblings or ()}
+    sizes = {name: sibling.size or 0 for name, sibling in siblings.items()}
+    choice = choose(sizes, source.repository, source.choice)
+    if not found.sha or any(siblings[name].size is None for name in choice.files):
+        raise DownloadError(f"{hub} does not tell the commit and sizes of {source.repository}")
+    headers = _authorization(token)
+    files = []
+    for name in choice.files:
+        sibling = siblings[name]
+        checksum: Any = sibling.lfs.sha256 if sibling.lfs else ""
+        files.append(
+            Remote(
+                url=f"{hub}/{source.repository}/resolve/{quote(found.sha, safe='')}/{quote(name)}",
+                name=Path(name).name,
+                size=sibling.size,
+                sha256=str(checksum),
+                git="" if checksum else str(sibling.blob_id or ""),
+                headers=headers,
+            )
+        )
+    names = [file.name for file in files]
+    if len(set(names)) != len(names):
+        raise LibraryError(f"{source.repository} has several files called {max(names, key=names.count)}")
+    return choice.form, tuple(files), frozenset(Path(name).name for name in choice.weights)
+
+
+def licence(found: "ModelInfo") -> str:
+    """The licence as its publisher names it; "" when nobody told."""
+    card: Any = found.card_data
+    told = card.get("license_name") or card.get("license") if card else None
+    if not told:
+        told = next((tag.partition(":")[2] for tag in found.tags or () if tag.startswith("license:")), "")
+    return ", ".join(map(str, told)) if isinstance(told, list) else str(told)
+
+
+def _authorization(token: str) -> dict[str, str]:
+    """The header for a hub's files; none without a token."""
+    from huggingface_hub import get_token
+
+    token = token or get_token() or ""
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
+def _patiently(ask: Callable[[], Answer], patience: Patience) -> Answer:
+    """Ask again after what may pass: a busy hub, a lost connection."""
+    from huggingface_hub import errors
+
+    for attempt in range(ATTEMPTS):
+        try:
+            return ask()
+        except (errors.HfHubHTTPError, httpx.TransportError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", 503)
+            if attempt == ATTEMPTS - 1 or not (status == 429 or status >= 500):
+                raise
+        time.sleep(patience.pause * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
