@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from appliance.api import account, openai, problem
+from appliance.api import account, library, openai, problem
 from appliance.config import Settings
 from appliance.engine.base import Engine
 from appliance.engine.client import EngineClient
@@ -96,6 +96,7 @@ def create_app(
         routes=[
             Route("/healthz", healthz, methods=["GET"]),
             *openai.routes(inference),
+            *library.routes(models.shelf),
             *account.routes(gate),
             *views.routes(),
         ],
@@ -123,7 +124,7 @@ def create_app(
 def explain(connection: HTTPConnection, error: HobError) -> Response:
     """An error in the shape its reader expects: JSON for programs, a page for people."""
     path = connection.scope["path"]
-    if path == "/healthz" or path == "/v1" or path.startswith("/v1/"):
+    if path in {"/healthz", "/v1"} or path.startswith(("/v1/", "/api/")):
         return problem.response(error)
     return views.error_page(connection, error)
 

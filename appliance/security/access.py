@@ -12,7 +12,8 @@ OPEN_PATHS = frozenset({"/healthz", "/login", "/setup", "/favicon.ico"})
 OPEN_PREFIXES = ("/static/",)
 
 # What programs use. API keys open this and nothing else, so that a leaked key makes no further keys.
-API_PREFIXES = ("/v1/",)
+API_PREFIXES = ("/v1/", "/api/library/")
+API_PATHS = frozenset({"/api/library"})
 
 # Headers that a proxy adds for the client behind it (RFC 7239 and its predecessors).
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via")
@@ -52,7 +53,7 @@ def area(path: str) -> Area:
     """The part of the service a path belongs to. Whatever nobody thought of is private."""
     if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
         return Area.OPEN
-    return Area.API if path.startswith(API_PREFIXES) else Area.PAGES
+    return Area.API if path in API_PATHS or path.startswith(API_PREFIXES) else Area.PAGES
 
 
 def admits(where: Area, caller: Caller) -> bool:

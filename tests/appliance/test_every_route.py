@@ -72,6 +72,8 @@ TABLE = {
     "GET /v1/models": api(200),
     "GET /v1/models/{id}": api(404),
     "POST /v1/chat/completions": api(400, "{}"),
+    "GET /api/library": api(200),
+    "GET /api/library/{model}/{file}": api(404),
     "GET /": page(200),
     "POST /chats": page(400, {"text": ""}),
     "GET /chats/{chat}": page(200),
@@ -129,6 +131,8 @@ class House:
             "{key}": key.id,
             "{id}": "absent",
             "{path}": "app.js",
+            "{model}": "absent",
+            "{file}": "mlc-chat-config.json",
         }.items():
             pattern = pattern.replace(parameter, str(value))
         assert "{" not in pattern, f"{pattern}: tell path() what to put in"
