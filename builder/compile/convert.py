@@ -1,4 +1,4 @@
-"""Turn a Hugging Face checkpoint of the Llama family into an MLC model directory.
+"""Turn a Hugging Face checkpoint into an MLC model directory.
 
 What MLC-LLM's `convert_weight` and `gen_config` write for the same checkpoint, byte for byte, except that
 the conversation template and its token ids come from the checkpoint's own tokenizer.
@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from builder.compile.families import family, model_config
+from builder.compile.families.fields import Fields, Sizes
+from builder.compile.families.parameters import Parameter
 from builder.compile.import_.chat import TOKENIZER_FILES, chat_config
-from builder.compile.import_.llama import Parameter, in_checkpoint_order, llama_config, llama_parameters
 from builder.compile.import_.safetensors import Checkpoint
 from builder.compile.mlc import CONFIG, MLCDirectory, read_json
 from builder.compile.quantise import GROUP, QUANTISATIONS, Quantisation, quantise
@@ -67,12 +69,12 @@ def convert(
     if not hf_dir.is_dir():
         raise FormatError(f"{hf_dir} is not a directory", hint="Give the directory that holds config.json.")
     source = read_json(hf_dir / "config.json")
-    model = llama_config(
-        hf_dir / "config.json", source, context_window_size, prefill_chunk_size, max_batch_size
-    )
+    sizes = Sizes(context_window_size, prefill_chunk_size, max_batch_size)
+    model = model_config(Fields(str(hf_dir / "config.json"), source), sizes)
     chat = chat_config(hf_dir, source, model, quantization)
+    decoder = family(chat["model_type"], CONFIG).decoder(Fields(CONFIG, model))
     with Checkpoint.open(hf_dir) as checkpoint, new_directory(out) as aside:
-        parameters = in_checkpoint_order(llama_parameters(model), checkpoint)
+        parameters = in_checkpoint_order(decoder.parameters, checkpoint)
         for name in (*TOKENIZER_FILES, TEMPLATE_FILE):
             if (hf_dir / name).is_file():
                 shutil.copyfile(hf_dir / name, aside / name)
@@ -81,6 +83,37 @@ def convert(
         MLCDirectory.open(aside)
     progress("done", 1.0)
     return MLCDirectory.open(out)
+
+
+def in_checkpoint_order(parameters: Iterable[Parameter], checkpoint: Checkpoint) -> list[Parameter]:
+    """Return the parameters in the order in which the checkpoint first has a part of each, as MLC-LLM does.
+
+    Raises:
+        FormatError: a tensor is missing or has another shape than config.json says.
+        UnsupportedError: the checkpoint has a tensor that the model would ignore.
+    """
+    owner: dict[str, Parameter] = {}
+    for parameter in parameters:
+        for name, shape in parameter.sources:
+            owner[name] = parameter
+            if name not in checkpoint.tensors:
+                raise FormatError(
+                    f"{checkpoint.directory}: tensor {name} is missing",
+                    hint="The checkpoint is incomplete, or config.json belongs to another.",
+                )
+            if (found := checkpoint.tensors[name].shape) != shape:
+                raise FormatError(
+                    f"{checkpoint.tensors[name].file}: {name} has shape {list(found)}, not {list(shape)}",
+                    hint="config.json belongs to another checkpoint.",
+                )
+    for name in checkpoint.tensors:
+        # Old checkpoints carry tables that follow from the configuration; tied ones may carry a copy.
+        if name not in owner and not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight":
+            raise UnsupportedError(
+                f"{checkpoint.tensors[name].file}: tensor {name} has no place in a model of this family",
+                hint="The checkpoint is of a variant that would come out wrong.",
+            )
+    return list(dict.fromkeys(owner[name] for name in checkpoint.tensors if name in owner))
 
 
 def write_weights(
@@ -101,7 +134,7 @@ def write_weights(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for parameter in parameters:
             progress(parameter.name, done / total)
-            if quantisation.bits and parameter.quantised:
+            if quantisation.form(parameter.role).bits:
                 _write_quantised(pool, checkpoint, parameter, dtype, writer)
             else:
                 _write_plain(pool, checkpoint, parameter, dtype, writer)
@@ -140,7 +173,7 @@ def _write_plain(
 
     def one(block: Block) -> npt.NDArray[Any]:
         with np.errstate(over="ignore"):
-            values = checkpoint.rows(*block).astype(dtype)
+            values = (checkpoint.rows(*block) + np.float32(parameter.offset)).astype(dtype)
         if not np.isfinite(values).all():
             raise _not_finite(checkpoint, block[0], dtype)
         return values

@@ -8,14 +8,18 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from builder.compile.families import llama, logits
-from builder.compile.families.functions import Limits, emit_functions
-from builder.compile.families.parameters import Parameters
+from builder.compile.cpu import ExactBackend, FastBackend
+from builder.compile.families import family
+from builder.compile.families.decoder import Attention
+from builder.compile.families.fields import Fields
+from builder.compile.functions import Limits, emit_functions
+from builder.compile.kernels import logits
 from builder.compile.kernels.isa import ISAS
 from builder.compile.library import Kernels
 from builder.compile.mlc import MLCDirectory
-from builder.compile.operators import FloatOperators, Int8Operators, Operators
-from builder.compile.quantise import QUANTISATIONS
+from builder.compile.operators import Backend
+from builder.compile.packing import Packing
+from builder.compile.quantise import QUANTISATIONS, Quantisation
 from builder.compile.targets import Target
 from builder.errors import FormatError
 
@@ -62,22 +66,18 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels) -> Any:
     Its attribute "metadata" holds what `_metadata` will say, as JSON.
     """
     config = model.config
-    shape = llama.LlamaShape.read(config["model_config"])
-    isa = ISAS[target.isa]
-    int4 = QUANTISATIONS[model.quantization].bits == 4
-    # Unquantised weights have no fast form: their kernels are the exact ones.
-    operators: Operators = (
-        Int8Operators(isa, shape.eps) if kernels == "fast" and int4 else FloatOperators(isa, shape.eps)
-    )
-    parameters = Parameters(model.quantization, operators.pack)
-    family = llama.Llama(shape, parameters, operators)
-    check_tensors(model, parameters)
+    structure = Fields("model_config", config["model_config"])
+    decoder = family(model.model_type, "model_config").decoder(structure)
+    quantisation = QUANTISATIONS[model.quantization]
+    backend = choose_backend(decoder.attention, quantisation, target, kernels)
+    packing = Packing(decoder.parameters, quantisation, backend.pack)
+    check_tensors(model, packing)
     chunk = min(PREFILL_CHUNK, int(config["prefill_chunk_size"]))
     builder = relax.BlockBuilder()
-    emit_functions(builder, family, parameters, isa, Limits(chunk, MAX_BATCH))
-    for name, function in {**operators.packers, **logits.kernels(shape.vocab)}.items():
+    emit_functions(builder, decoder, packing, backend, Limits(chunk, MAX_BATCH))
+    for name, function in {**backend.kernels(), **logits.kernels(decoder.vocab)}.items():
         builder.add_func(function, name)
-    attention = shape.attention
+    attention = decoder.attention
     metadata = {
         "model_type": model.model_type,
         "quantization": model.quantization,
@@ -90,7 +90,7 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels) -> Any:
         "disaggregation": False,
         "kv_state_kind": "kv_cache",
         "max_batch_size": MAX_BATCH,
-        "active_vocab_size": int(config.get("active_vocab_size", shape.vocab)),
+        "active_vocab_size": int(config.get("active_vocab_size", decoder.vocab)),
         "model_task": "chat",
         "kv_cache": {
             "num_hidden_layers": attention.layers,
@@ -98,10 +98,20 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels) -> Any:
             "num_key_value_heads": attention.kv_heads,
             "head_dim": attention.head_dim,
         },
-        "vocab_size": shape.vocab,
-        **parameters.metadata(),
+        "vocab_size": decoder.vocab,
+        **packing.metadata(),
     }
     return builder.finalize().with_attr("metadata", json.dumps(metadata))
+
+
+def choose_backend(
+    attention: Attention, quantisation: Quantisation, target: Target, kernels: Kernels
+) -> Backend:
+    """The way to compute that a target and a weight format call for."""
+    isa = ISAS[target.isa]
+    # Unquantised weights have no fast form: their kernels are the exact ones.
+    fast = kernels == "fast" and quantisation.bits == 4
+    return FastBackend(isa, attention) if fast else ExactBackend(isa, attention)
 
 
 def lower(module: Any, target: Any) -> Any:
@@ -185,9 +195,9 @@ def memory_usage(lowered: Any) -> dict[str, int]:
     return {variable.name_hint: measure(variable) for variable in functions}
 
 
-def check_tensors(model: MLCDirectory, parameters: Parameters) -> None:
+def check_tensors(model: MLCDirectory, packing: Packing) -> None:
     """Refuse a directory whose tensors are not those of its configuration."""
-    for tensor in parameters.stored:
+    for tensor in packing.stored:
         entry = model.tensors.get(tensor.name)
         if entry is None:
             raise FormatError(

@@ -23,7 +23,18 @@ MANIFEST_FORMAT = 1
 SUFFIX = ".so"
 HINT = "Delete it, or compile the model again: `hob model compile`."
 # What the generated code depends on; the rest of the package may change without a new library.
-SOURCES = ("families", "kernels", "library.py", "linker.py", "graph.py", "operators.py", "targets.py")
+SOURCES = (
+    "families",
+    "kernels",
+    "cpu.py",
+    "functions.py",
+    "graph.py",
+    "library.py",
+    "linker.py",
+    "operators.py",
+    "packing.py",
+    "targets.py",
+)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builder.compile.families import FAMILIES
 from builder.compile.quantise import QUANTISATIONS
 from builder.errors import FormatError, UnsupportedError
 
 CONFIG = "mlc-chat-config.json"
 TENSOR_CACHES = ("tensor-cache.json", "ndarray-cache.json")
 TOKENIZER = "tokenizer.json"
-FAMILIES = ("llama",)  # those that `builder.compile.families` has a graph for
 
 # Largest JSON file read; a 70B model's tensor cache has about 0.5 MB. Keeps memory bounded on foreign files.
 MAX_JSON = 32 * 2**20

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from builder.compile import check_library, compile_model, find_library, library, linker
-from builder.compile.families.llama import LlamaShape
+from builder.compile.families import llama
+from builder.compile.families.fields import Fields
 from builder.compile.library import Identity, identify, manifest_of
 from builder.compile.mlc import CONFIG, MLCDirectory
 from builder.compile.targets import detect_target, parse_target
@@ -258,7 +259,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         ("num_hidden_layers", 0, FormatError),
         ("num_attention_heads", 3, FormatError),
         ("vocab_size", "many", FormatError),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2}, UnsupportedError),
+        ("rope_scaling", {"rope_type": "mrope", "factor": 2}, UnsupportedError),
         ("rope_scaling", {"rope_type": "llama3", "factor": 8}, FormatError),
     ],
 )
@@ -266,4 +267,4 @@ def test_impossible_configurations_are_named(field: str, value: Any, error: type
     """A missing, impossible or unknown field of `model_config` is named in the error."""
     config = json.loads((MODEL / CONFIG).read_text())["model_config"]
     with pytest.raises(error, match=field):
-        LlamaShape.read({**config, field: value})
+        llama.decoder(Fields("model_config", {**config, field: value}))

@@ -1,1 +1,71 @@
-"""Model families: one file each with its shapes, weight names and graph; other files hold what they share."""
+"""Model families by Hugging Face's `model_type`: one module each, imported when it is needed.
+
+A family's module holds everything of that family and nothing of the others:
+`model_config` (its config.json to MLC's configuration) and `decoder` (its weights and graph).
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from builder.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from builder.compile.families.decoder import Decoder
+    from builder.compile.families.fields import Fields, Sizes
+
+# model_type -> module in this folder. Reading the names imports nothing, so that the service may.
+MODULES: Mapping[str, str] = {
+    "llama": "llama",
+}
+FAMILIES = tuple(MODULES)
+
+
+class Family(Protocol):
+    """What the module of a family offers."""
+
+    def model_config(self, source: "Fields", sizes: "Sizes") -> dict[str, Any]:
+        """MLC's `model_config` for the config.json in `source`, keys in MLC-LLM's order.
+
+        Raises:
+            UnsupportedError: an option that the compiled model would silently get wrong; names it.
+            FormatError: a field is missing or impossible.
+        """
+        ...
+
+    def decoder(self, config: "Fields") -> "Decoder":
+        """Weights and graph of the model whose `model_config` is in `config`, ours or MLC-LLM's.
+
+        Raises:
+            FormatError, UnsupportedError: as `model_config`.
+        """
+        ...
+
+
+def model_config(source: "Fields", sizes: "Sizes") -> dict[str, Any]:
+    """MLC's `model_config` for the config.json in `source`.
+
+    Raises:
+        UnsupportedError, FormatError: as `Family.model_config`; or the weights are quantised already.
+    """
+    chosen = family(source.get("model_type"), source.where)
+    if source.has("quantization_config"):
+        raise UnsupportedError(
+            f"{source.where}: the checkpoint is already quantised",
+            hint="Convert the original, unquantised checkpoint.",
+        )
+    return chosen.model_config(source, sizes)
+
+
+def family(model_type: object, where: str) -> Family:
+    """The family of a `model_type` that was read from `where`.
+
+    Raises:
+        UnsupportedError: there is none; the hint lists those there are.
+    """
+    if not isinstance(model_type, str) or model_type not in MODULES:
+        raise UnsupportedError(
+            f"{where}: model_type {model_type!r} is not supported", hint=f"Supported: {', '.join(FAMILIES)}."
+        )
+    module: Any = import_module(f"{__name__}.{MODULES[model_type]}")
+    return module  # type: ignore[no-any-return] # a module cannot say which protocol it implements

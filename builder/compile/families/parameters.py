@@ -1,118 +1,46 @@
-"""Which weights a model has on disk, and how a CPU library wants them in memory.
+"""What a model's weights are: where the checkpoint has them, and what MLC's directory calls them."""
 
-On disk a linear layer is MLC's (`q_weight` and `q_scale`, or `weight`); a library may compute from packed
-forms of them. The table of packing steps travels in the library's metadata and names the library's own
-kernels, so the loader needs no knowledge of layouts.
-"""
+from dataclasses import dataclass
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-from builder.compile.quantise import QUANTISATIONS
-
-GROUP = 32  # weights per scale in every 4-bit format read here
+from builder.compile.quantise import Role
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """Name, shape and dtype of a tensor, on disk or in memory."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def describe(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-
-
-@dataclass(frozen=True)
-class Step:
-    """How some entries of `packed_params` are made.
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A tensor of the model, before quantisation.
 
     Attributes:
-        sources: tensors of the directory, by name.
-        outputs: the entries, in order.
-        function: kernel of the library, called with the sources and then the outputs; None where each output
-            is its source, converted to the output's dtype.
+        name: as MLC's directory calls it, with the ending ".weight" or ".bias".
+        sources: checkpoint tensors whose rows it holds, in order, each with its shape.
+        role: what it is used for; weight formats treat an embedding table, a linear layer and the output
+            matrix differently, and leave vectors (norms, biases) alone.
+        offset: what is added to every value of the checkpoint.
     """
-
-    sources: tuple[str, ...]
-    outputs: tuple[Tensor, ...]
-    function: str | None = None
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A weight of `rows` outputs and `columns` inputs; `entries` are its indices in `packed_params`."""
 
     name: str
-    rows: int
-    columns: int
-    entries: tuple[int, ...]
-
-
-Pack = Callable[[int, int, tuple[Tensor, ...]], Step]
-
-
-@dataclass
-class Parameters:
-    """The two tables of a model, filled layer by layer.
-
-    Attributes:
-        quantization: MLC's name of the weight format.
-        pack: given rows, columns and the tensors on disk, how a matrix gets into memory.
-        stored: tensors of the directory.
-        steps: how `packed_params` is made, in its order.
-    """
-
-    quantization: str
-    pack: Pack
-    stored: list[Tensor] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    sources: tuple[tuple[str, tuple[int, ...]], ...]
+    role: Role
+    offset: float = 0.0
 
     @property
-    def packed(self) -> list[Tensor]:
-        """The entries of `packed_params`."""
-        return [output for step in self.steps for output in step.outputs]
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole: the sources stacked."""
+        first = self.sources[0][1]
+        return (sum(shape[0] for _, shape in self.sources), *first[1:])
 
-    def matrix(self, name: str, rows: int, columns: int) -> Matrix:
-        """Declare a linear layer or embedding."""
-        dtype = QUANTISATIONS[self.quantization].dtype
-        if QUANTISATIONS[self.quantization].bits is None:
-            stored: tuple[Tensor, ...] = (Tensor(f"{name}.weight", (rows, columns), dtype),)
-        else:
-            groups = -(-columns // GROUP)
-            stored = (
-                Tensor(f"{name}.q_weight", (rows, groups * GROUP // 8), "uint32"),
-                Tensor(f"{name}.q_scale", (rows, groups), dtype),
-            )
-        self.stored += stored
-        return Matrix(name, rows, columns, self._add(self.pack(rows, columns, stored)))
 
-    def vector(self, name: str, size: int) -> int:
-        """Declare a norm weight, float32 in memory; returns its index in `packed_params`."""
-        self.stored.append(Tensor(name, (size,), QUANTISATIONS[self.quantization].dtype))
-        return self._add(Step((name,), (Tensor(name, (size,), "float32"),)))[0]
+def matrix(name: str, columns: int, *sources: tuple[str, int], role: Role = "linear") -> Parameter:
+    """The weight of the linear layer `name`: checkpoint layers, each with its rows, on top of each other."""
+    return Parameter(
+        f"{name}.weight", tuple((f"{source}.weight", (rows, columns)) for source, rows in sources), role
+    )
 
-    def _add(self, step: Step) -> tuple[int, ...]:
-        first = sum(len(other.outputs) for other in self.steps)
-        self.steps.append(step)
-        return tuple(range(first, first + len(step.outputs)))
 
-    def metadata(self) -> dict[str, Any]:
-        """`params` as MLC lists them, and `packing`: the steps, which this project adds."""
-        return {
-            "params": [
-                {**tensor.describe(), "preprocs": [], "pipeline_stages": [0]} for tensor in self.stored
-            ],
-            "packing": [
-                {
-                    "function": step.function,
-                    "sources": list(step.sources),
-                    "outputs": [output.describe() for output in step.outputs],
-                }
-                for step in self.steps
-            ],
-        }
+def bias(name: str, *sources: tuple[str, int]) -> Parameter:
+    """The bias of the linear layer `name`, of which the checkpoint has parts."""
+    return Parameter(f"{name}.bias", tuple((f"{source}.bias", (rows,)) for source, rows in sources), "vector")
+
+
+def norm(name: str, size: int, source: str = "", *, offset: float = 0.0) -> Parameter:
+    """The weight of the norm `name`, under the same name in the checkpoint unless `source` gives another."""
+    return Parameter(f"{name}.weight", ((f"{source or name}.weight", (size,)),), "vector", offset)

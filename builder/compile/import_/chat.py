@@ -64,14 +64,14 @@ def chat_config(
     bos = special.get("bos_token", by_id.get(bos_ids[0]))
     return {
         "version": "0.1.0",
-        "model_type": "llama",
+        "model_type": source["model_type"],
         "quantization": quantization,
         "model_config": model,
         "vocab_size": model["vocab_size"],
         "context_window_size": model["context_window_size"],
-        "sliding_window_size": -1,
+        "sliding_window_size": model.get("sliding_window_size", -1),
         "prefill_chunk_size": model["prefill_chunk_size"],
-        "attention_sink_size": -1,
+        "attention_sink_size": model.get("attention_sink_size", -1),
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
         "active_vocab_size": min(_vocabulary_size(tokenizer, tokens), model["vocab_size"]),
@@ -116,10 +116,21 @@ def _tokenizer(hf_dir: Path) -> tuple[dict[str, Any], dict[str, int]]:
             f"{file} is missing",
             hint="Save the tokenizer with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
+    tokenizer = check_tokenizer(file, str(file))
+    return tokenizer, {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+
+
+def check_tokenizer(file: Path, where: str) -> dict[str, Any]:
+    """Return the tokenizer.json in `file` if it works; `where` is how messages name it.
+
+    Raises:
+        FormatError: it does not.
+        UnsupportedError: a kind that the tokenizers library may abort on.
+    """
     tokenizer = read_json(file)
     model = tokenizer.get("model")
     if isinstance(model, dict) and model.get("continuing_subword_prefix"):
-        raise UnsupportedError(f"{file}: model.continuing_subword_prefix is not supported")  # may abort below
+        raise UnsupportedError(f"{where}: model.continuing_subword_prefix is not supported")  # may abort
     try:
         # What counts is whether the library can read it; our own look at a few fields comes after.
         Tokenizer.from_file(str(file))
@@ -127,8 +138,8 @@ def _tokenizer(hf_dir: Path) -> tuple[dict[str, Any], dict[str, int]]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         problem = str(error).partition("\n")[0]
-        raise FormatError(f"{file} does not work: {problem}", hint="Download or copy it again.") from error
-    return tokenizer, {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+        raise FormatError(f"{where} does not work: {problem}", hint="Download or copy it again.") from error
+    return tokenizer
 
 
 def _vocabulary_size(tokenizer: Mapping[str, Any], tokens: Mapping[str, int]) -> int:

@@ -1,6 +1,7 @@
 """MLC's functions of a chat model: a program that drives MLC's libraries drives these, given packed weights.
 
-`P` is `packed_params`, `h` the hidden size, `V` the vocabulary. Logits and hidden states are float32.
+`P` is `packed_params`, `h` the hidden size, `V` the vocabulary. Logits are float32, hidden states in the dtype
+of the backend.
 
     embed(int32 [n], P) -> [n, h]
     prefill([1, n, h], kv, P), decode([1, 1, h], kv, P) -> ([1, 1, V], kv), logits of the last position
@@ -22,11 +23,10 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from builder.compile.families.blocks import Family, Weights, paged_kv_cache
-from builder.compile.families.parameters import Parameters
-from builder.compile.kernels.isa import Isa
-
-Expr = Any  # tvm.relax.Expr; TVM has no type information
+from builder.compile.families.decoder import Decoder
+from builder.compile.families.parameters import Parameter
+from builder.compile.operators import Backend, Expr, Operators
+from builder.compile.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Limits:
     batch: int
 
 
-def emit_functions(bb: Any, family: Family, parameters: Parameters, isa: Isa, limits: Limits) -> None:
+def emit_functions(bb: Any, model: Decoder, packing: Packing, backend: Backend, limits: Limits) -> None:
     """Add all of them to the block builder."""
-    emitter = _Emitter(bb, family, parameters, limits)
+    emitter = _Emitter(bb, model, packing, backend, limits)
     emitter.embed()
     # The layers are functions of their own, so that their code exists once for each way of planning memory.
     many = emitter.layers("layers_prefill", _symbol("seq_len"))
@@ -55,14 +55,28 @@ def emit_functions(bb: Any, family: Family, parameters: Parameters, isa: Isa, li
     emitter.select_hidden_states()
     emitter.alloc_embedding_tensor()
     emitter.softmax()
-    emitter.create_cache(isa)
+    emitter.create_cache()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The `packed_params` argument of one function, taken apart on use."""
+
+    bb: Any
+    packed: Expr
+    packing: Packing
+
+    def __call__(self, parameter: Parameter) -> list[Expr]:
+        entries = self.packing.entries(parameter)
+        return [self.bb.emit(relax.TupleGetItem(self.packed, index)) for index in entries]
 
 
 @dataclass(frozen=True)
 class _Emitter:
     bb: Any
-    family: Family
-    parameters: Parameters
+    model: Decoder
+    packing: Packing
+    backend: Backend
     limits: Limits
 
     def define(
@@ -76,77 +90,92 @@ class _Emitter:
                 result = self.bb.emit_output(body())
             return self.bb.emit_func_output(result)
 
-    def weights(self) -> tuple[Expr, Weights]:
+    def weights(self) -> Expr:
         """A `packed_params` argument."""
-        types = [relax.TensorType(entry.shape, entry.dtype) for entry in self.parameters.packed]
-        packed = relax.Var("packed_params", relax.TupleType(types))
-        return packed, Weights(self.bb, packed)
+        types = [relax.TensorType(entry.shape, entry.dtype) for entry in self.packing.packed]
+        return relax.Var("packed_params", relax.TupleType(types))
+
+    def operators(self, packed: Expr, kv: Expr | None = None) -> Operators:
+        """Operators of the function whose arguments these are."""
+        return self.backend.operators(self.bb, _Weights(self.bb, packed, self.packing), kv)
+
+    def rows(self, name: str, *shape: Any) -> Expr:
+        """An argument of activations."""
+        return _tensor(name, shape, self.backend.dtype)
 
     def reshape(self, x: Expr, *shape: Any) -> Expr:
         return self.bb.emit(relax.op.reshape(x, shape))
 
     def embed(self) -> None:
-        packed, weights = self.weights()
-        ids = _tensor("input_ids", (_symbol("seq_len"),), "int32")
-        self.define("embed", [ids, packed], lambda: self.family.embed(weights, ids))
+        packed, ids = self.weights(), _tensor("input_ids", (_symbol("seq_len"),), "int32")
+        self.define("embed", [ids, packed], lambda: self.model.embed(self.operators(packed), ids))
 
     def layers(self, name: str, rows: Any) -> Expr:
-        packed, weights = self.weights()
-        x, kv = _tensor("x", (rows, self.family.hidden)), _cache()
-        return self.define(name, [x, kv, packed], lambda: self.family.layers(weights, x, kv), private=True)
+        packed, kv = self.weights(), _cache()
+        x = self.rows("x", rows, self.model.hidden)
+        return self.define(
+            name,
+            [x, kv, packed],
+            lambda: self.model.forward(self.operators(packed, kv), x),
+            private=True,
+        )
 
     def forward(self, name: str, layers: Expr, shape: str, hidden: bool, rows: str | None = None) -> None:
         """A forward pass over inputs of `shape` "prefill" [1, n, h], "batch" [b, 1, h] or "one" [1, 1, h].
 
         `rows` goes on with the "last" row only, or those that an argument selects.
         """
-        family = self.family
+        model = self.model
         lead: tuple[Any, Any] = {
             "prefill": (1, _symbol("seq_len")),
             "batch": (_symbol("batch_size"), 1),
             "one": (1, 1),
         }[shape]
-        x, kv = _tensor("input_embeds", (*lead, family.hidden)), _cache()
+        x, kv = self.rows("input_embeds", *lead, model.hidden), _cache()
         chosen = _symbol("batch_size")
         positions = _tensor("logit_positions", (chosen,), "int32")
-        packed, weights = self.weights()
+        packed = self.weights()
 
         def body() -> Expr:
+            ops = self.operators(packed)
             count = lead[1] if shape == "prefill" else lead[0]
-            y = self.bb.emit(relax.Call(layers, [self.reshape(x, count, family.hidden), kv, packed]))
+            y = self.bb.emit(relax.Call(layers, [self.reshape(x, count, model.hidden), kv, packed]))
             out = lead
             if rows == "last":
                 y, out = self.bb.emit_te(_last_row, y), (1, 1)
             elif rows == "select":
                 y, out = self.bb.emit_te(_select_rows, y, positions), (1, chosen)
             if hidden:
-                y, width = family.normalise(weights, y), family.hidden
+                y, width = model.normalise(ops, y), model.hidden
             else:
-                y, width = family.logits(weights, y, normalised=False), family.vocab
+                y, width = model.logits(ops, y, normalised=False), model.vocab
             return relax.Tuple([self.reshape(y, *out, width), kv])
 
         self.define(name, [x, positions, kv, packed] if rows == "select" else [x, kv, packed], body)
 
     def get_logits(self) -> None:
-        packed, weights = self.weights()
-        x = _tensor("hidden_states", (_symbol("seq_len"), self.family.hidden))
-        self.define("get_logits", [x, packed], lambda: self.family.logits(weights, x, normalised=True))
+        packed, x = self.weights(), self.rows("hidden_states", _symbol("seq_len"), self.model.hidden)
+        self.define(
+            "get_logits",
+            [x, packed],
+            lambda: self.model.logits(self.operators(packed), x, normalised=True),
+        )
 
     def select_hidden_states(self) -> None:
-        packed, _ = self.weights()
-        x = _tensor("hidden_states", (_symbol("seq_len"), self.family.hidden))
+        packed, x = self.weights(), self.rows("hidden_states", _symbol("seq_len"), self.model.hidden)
         positions = _tensor("logit_positions", (_symbol("batch_size"),), "int32")
         name = "batch_select_last_hidden_states"
         self.define(name, [x, positions, packed], lambda: self.bb.call_te(_select_rows, x, positions))
 
     def alloc_embedding_tensor(self) -> None:
-        shape = relax.ShapeExpr([self.limits.chunk, self.family.hidden])
+        shape = relax.ShapeExpr([self.limits.chunk, self.model.hidden])
         with self.bb.function("alloc_embedding_tensor", []):
-            self.bb.emit_func_output(self.bb.emit(relax.op.builtin.alloc_tensor(shape, "float32", 0)))
+            tensor = relax.op.builtin.alloc_tensor(shape, self.backend.dtype, 0)
+            self.bb.emit_func_output(self.bb.emit(tensor))
 
     def softmax(self) -> None:
         b = _symbol("batch_size")
-        logits, temperature = _tensor("logits", (b, 1, self.family.vocab)), _tensor("temperature", (b,))
+        logits, temperature = _tensor("logits", (b, 1, self.model.vocab)), _tensor("temperature", (b,))
 
         def body() -> Expr:
             scaled = relax.op.divide(logits, self.reshape(temperature, b, 1, 1))
@@ -154,7 +183,7 @@ class _Emitter:
 
         self.define("softmax_with_temperature", [logits, temperature], body)
 
-    def create_cache(self, isa: Isa) -> None:
+    def create_cache(self) -> None:
         names = (
             "max_batch_size",
             "max_total_seq_len",
@@ -164,9 +193,8 @@ class _Emitter:
         )
         sizes = [_symbol(name) for name in names]
         arguments = [relax.Var(f"{size.name}_", relax.ShapeType([size])) for size in sizes]
-        attention = self.family.attention
         self.define(
-            "create_tir_paged_kv_cache", arguments, lambda: paged_kv_cache(self.bb, attention, sizes, isa)
+            "create_tir_paged_kv_cache", arguments, lambda: self.backend.kv_cache(self.bb, sizes)
         )
 
 
