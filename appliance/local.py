@@ -13,7 +13,13 @@ from appliance.chat import ChatFormat, StopStrings
 from appliance.domain import Delta, FinishReason, Logprobs, Message, ModelCard, Timings, TokenLogprob, Usage
 from appliance.engine.base import Engine
 from appliance.engine.messages import Finished, Generate, Sampling, ScoredText, Text, Token, Tokens, Wishes
-from appliance.errors import ContextLengthError, InvalidRequestError, ModelLoadError, UnknownModelError
+from appliance.errors import (
+    ContextLengthError,
+    DeviceError,
+    InvalidRequestError,
+    ModelLoadError,
+    UnknownModelError,
+)
 from appliance.models import Installed, Models
 from builder.errors import BuildError
 
@@ -94,7 +100,7 @@ class LocalModel:
             sampling=sampling,
         )
         transcript = Transcript(chat_format, [*chat_format.stop_strings, *stops])
-        async with contextlib.aclosing(self.source.engine.generate(request)) as replies:
+        async with contextlib.aclosing(self._generate(request)) as replies:
             async for reply in replies:
                 if isinstance(reply, Finished):
                     yield transcript.end(reply)
@@ -106,6 +112,20 @@ class LocalModel:
                     usage = Usage(prompt_tokens=len(prompt), completion_tokens=transcript.count)
                     yield Delta(finish="stop", usage=usage)
                     return
+
+    async def _generate(self, request: Generate) -> AsyncGenerator[Tokens | Text | Finished, None]:
+        """What the engine replies, on the first device that runs the model."""
+        models = self.source.models
+        while True:
+            try:
+                async with contextlib.aclosing(self.source.engine.generate(request)) as replies:
+                    async for reply in replies:
+                        models.trials.works(request.model.target, self.card.name)
+                        yield reply
+                return
+            except DeviceError as error:  # comes from loading, before any reply
+                models.trials.failed(request.model.target, self.card.name, error.message, error.hint)
+                request = msgspec.structs.replace(request, model=await models.reference(self.installed))
 
 
 class Transcript:

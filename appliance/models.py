@@ -25,7 +25,7 @@ from appliance.engine.messages import ModelRef, Sampling
 from appliance.errors import DeviceError, ModelLoadError, UnknownModelError
 from appliance.hardware.trials import Trials
 from appliance.library import default
-from appliance.library.shelf import Shelf
+from appliance.library.shelf import Entry, Shelf
 from builder.compile.mlc import CONFIG, TENSOR_CACHES, MLCDirectory
 from builder.errors import BuildError, FormatError
 
@@ -76,6 +76,19 @@ class Models:
     def default(self) -> str:
         """The model that answers when nobody chooses: as set, else as chosen last, else the built-in one."""
         return self._set or default.read(self._data_dir) or self._preset
+
+    def remove(self, entry: Entry, *, force: bool = False) -> bool:
+        """Take a model off the shelf; whether it was the default, which the built-in one is then.
+
+        Raises:
+            ConflictError: it is in use, and not `force`.
+        """
+        self.shelf.remove(entry, force=force)
+        chosen = default.read(self._data_dir)
+        if chosen != entry.reference and (chosen != entry.name or self.shelf.versions(entry.name)):
+            return False
+        default.write(self._data_dir, "")
+        return True
 
     def list(self) -> tuple[ModelCard, ...]:
         """Cards of all models by name, the built-in one first. Damaged ones say so in `problem`."""

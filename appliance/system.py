@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from appliance.engine.base import Engine
-from appliance.errors import EngineUnavailableError, HobError
-from appliance.models import Models
+from appliance.errors import DeviceError, EngineUnavailableError, HobError
+from appliance.models import Installed, Models
 
 STATS_TIMEOUT = 2.0
 """Seconds an engine may take to say how it is; it answers between two tokens."""
@@ -77,6 +77,19 @@ class Readiness:
             self._preparing.cancel()
             await asyncio.wait([self._preparing])
 
+    async def _load(self, installed: Installed) -> None:
+        """Load a model on the first device that runs it."""
+        trials, name = self._models.trials, installed.card.name
+        while True:
+            reference = await self._models.reference(installed, self._watcher.progress)
+            try:
+                await self._engine.load(reference)
+            except DeviceError as error:
+                trials.failed(reference.target, name, error.message, error.hint)
+            else:
+                trials.works(reference.target, name)
+                return
+
     async def _prepare(self) -> None:
         """Load the default model; keeps trying for as long as the engine says that trying helps."""
         name = self._models.default
@@ -85,7 +98,7 @@ class Readiness:
             try:
                 installed = self._models.get()
                 self._health = Health("starting", name, f"{name} is being loaded")
-                await self._engine.load(await self._models.reference(installed, self._watcher.progress))
+                await self._load(installed)
             except EngineUnavailableError as error:
                 self._health = Health("starting", name, error.message)
                 if not told:

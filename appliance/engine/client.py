@@ -7,7 +7,8 @@ import math
 import socket
 import sys
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from appliance.engine.messages import (
 )
 from appliance.errors import (
     ContextLengthError,
+    DeviceError,
     EngineUnavailableError,
     HobError,
     InvalidRequestError,
@@ -49,7 +51,13 @@ STOP_TIMEOUT = 8.0
 
 _ERRORS: dict[str, type[HobError]] = {
     error.code: error
-    for error in (ContextLengthError, EngineUnavailableError, InvalidRequestError, ModelLoadError)
+    for error in (
+        ContextLengthError,
+        DeviceError,
+        EngineUnavailableError,
+        InvalidRequestError,
+        ModelLoadError,
+    )
 }
 
 
@@ -182,6 +190,7 @@ class EngineClient(Engine):
         self._closed = False
         self._next_try = 0.0
         self._model: ModelRef | None = None
+        self._deaths: Counter[ModelRef] = Counter()
 
     async def start(self) -> None:
         """Start the process and wait until it answers.
@@ -198,8 +207,10 @@ class EngineClient(Engine):
     async def load(self, model: ModelRef) -> None:
         """As `Engine.load`."""
         link = await self._ready()
-        await link.ask(Load(id=uuid.uuid4().hex, model=model))
-        self._model = model
+        replies = link.exchange(Load(id=uuid.uuid4().hex, model=model))
+        with self._watching(model):
+            async with aclosing(replies):
+                await anext(replies)
 
     async def unload(self) -> None:
         """As `Engine.unload`. A process that is started again loads nothing either."""
@@ -214,10 +225,14 @@ class EngineClient(Engine):
             ContextLengthError, InvalidRequestError: the request does not suit the model.
         """
         link = await self._ready()
-        async with aclosing(link.exchange(request)) as replies:
+        replies = link.exchange(request)
+        async with aclosing(replies):
+            with self._watching(request.model):
+                first = await anext(replies)
+            assert isinstance(first, Tokens | Text | Finished)
+            yield first
             async for reply in replies:
                 assert isinstance(reply, Tokens | Text | Finished)
-                self._model = request.model
                 yield reply
 
     async def stats(self) -> Stats:
@@ -234,6 +249,28 @@ class EngineClient(Engine):
         if self._keeper:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
+
+    @contextlib.contextmanager
+    def _watching(self, model: ModelRef) -> Iterator[None]:
+        """While a model may be loading: remember it when it works, and what happens when it does not.
+
+        A driver's fault can end the process. Its death may also have had another cause, the first time.
+
+        Raises:
+            DeviceError: the process died for the second time in a row while this model was to be loaded on
+                something other than the processor.
+        """
+        try:
+            yield
+        except EngineUnavailableError as error:
+            if self._closed or model.target == "cpu" or self._model == model:
+                raise
+            self._deaths[model] += 1
+            if self._deaths[model] < 2:
+                raise
+            raise DeviceError(f"the engine died twice while it loaded {model.directory}") from error
+        self._deaths.pop(model, None)
+        self._model = model
 
     async def _ready(self) -> Link:
         """The connection, waiting for a restart if it comes soon."""

@@ -47,12 +47,14 @@ class Wishes(TypedDict, total=False):
 class ModelRef(Struct, frozen=True, kw_only=True):
     """Where a model lies: an MLC directory, the library compiled for it, tokens of context to reserve.
 
-    `library` is empty for an engine that compiles by itself.
+    `library` is empty for an engine that compiles by itself; `target` is what it was compiled for, as the
+    compiler names it ("cpu", "cuda-sm_87").
     """
 
     directory: str
     library: str
     context: int
+    target: str = "cpu"
 
 
 class Load(Struct, frozen=True, kw_only=True, tag="load"):

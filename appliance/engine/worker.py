@@ -36,7 +36,9 @@ from appliance.engine.messages import (
     Stats,
 )
 from appliance.engine.runner import Loader, Model, Runner, resident_bytes
-from appliance.errors import InvalidRequestError
+from appliance.engine.selftest import check_one_token
+from appliance.errors import DeviceError, HobError, InvalidRequestError
+from builder.errors import BuildError
 
 log = logging.getLogger(__name__)
 
@@ -197,12 +199,34 @@ async def run(load: Loader, *, fd: int | None, path: Path | None) -> None:
 
 
 def load_native(model: ModelRef, *, threads: int) -> Model:
-    """Load a compiled model; the first one brings the runtime in."""
+    """Load a compiled model and test it with one token; the first one brings the runtime in.
+
+    Raises:
+        DeviceError: the device it was compiled for is not there, cannot run it, or computes wrongly.
+        ModelLoadError: as `NativeModel.load`, on the processor.
+    """
     from appliance.engine.native import NativeModel
 
-    return NativeModel.load(
-        Path(model.directory), Path(model.library), context=model.context, max_sequences=1, threads=threads
-    )
+    try:
+        loaded = NativeModel.load(
+            Path(model.directory),
+            Path(model.library),
+            context=model.context,
+            max_sequences=1,
+            threads=threads,
+        )
+    except Exception as error:
+        if model.target == "cpu":
+            raise
+        # Whatever it is, and drivers raise anything: what is the model's own fault the processor finds too.
+        hint = error.hint if isinstance(error, (HobError, BuildError)) else ""
+        raise DeviceError(str(error) or type(error).__name__, hint=hint) from error
+    try:
+        check_one_token(loaded)
+    except Exception:
+        loaded.close()
+        raise
+    return loaded
 
 
 def keep_freed_memory() -> None:
