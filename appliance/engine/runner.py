@@ -1,10 +1,12 @@
 """The thread that computes: takes steps from the scheduler, drives the model, sends replies."""
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +27,7 @@ from appliance.engine.messages import (
 from appliance.engine.sampler import Sampler
 from appliance.engine.scheduler import Admit, Decode, End, Job, Prefill, Scheduler, Step, Switch
 from appliance.errors import ContextLengthError, HobError, InvalidRequestError, ModelLoadError
+from appliance.library.lock import in_use
 from builder.errors import BuildError
 
 log = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ class Runner:
         # Only the thread touches these; others read `_loaded`.
         self._model: Model | None = None
         self._loaded: ModelRef | None = None
+        self._held = contextlib.ExitStack()  # the model's directory, while it is loaded
         self._sampler: Sampler | None = None
         # A daemon, so that a wedged kernel cannot keep a stopped process alive.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -198,15 +202,18 @@ class Runner:
         if model is None:
             return
         log.info("loading %s", model.directory)
-        try:
-            self._model = self._load(model)
-        except (HobError, BuildError):
-            raise
-        except Exception as error:
-            raise ModelLoadError(
-                f"{model.directory} cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
-        self._loaded = model
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(FileNotFoundError):  # the loader says it better
+                held.enter_context(in_use(Path(model.directory)))
+            try:
+                self._model = self._load(model)
+            except (HobError, BuildError):
+                raise
+            except Exception as error:
+                raise ModelLoadError(
+                    f"{model.directory} cannot be loaded: {type(error).__name__}: {error}"
+                ) from error
+            self._loaded, self._held = model, held.pop_all()
 
     def _admit(self, job: Job) -> None:
         """Check a request against the model and give it a sampler and a sequence."""
@@ -258,6 +265,7 @@ class Runner:
     def _close_model(self) -> None:
         """Free the loaded model, if any."""
         model, self._model, self._loaded, self._sampler = self._model, None, None, None
+        self._held.close()
         if model:
             model.close()
 

@@ -27,6 +27,7 @@ import msgspec
 
 from appliance.errors import ConflictError, DamagedError, InvalidRequestError, UnknownModelError
 from appliance.library import manifest, space
+from appliance.library.lock import in_use, locked
 from appliance.library.manifest import MANIFEST, File, Manifest
 from builder.compile.mlc import CONFIG
 
@@ -174,7 +175,7 @@ class Shelf:
         folder = self.folder / INCOMING / key
         with space.writing(self.folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, exclusive=True, busy="another process is adding this model") as held:
+        with locked(folder, exclusive=True, busy="another process is adding this model") as held:
             self.sweep()
             os.utime(held)
             try:
@@ -189,7 +190,7 @@ class Shelf:
         for stale in [*self.folder.glob(f"{GONE}*"), *self.folder.glob(f"{INCOMING}/*")]:
             try:
                 if stale.name.startswith(GONE) or now - stale.stat().st_mtime >= seconds:
-                    with _locked(stale, exclusive=True, busy=str(stale)):
+                    with locked(stale, exclusive=True, busy=str(stale)):
                         shutil.rmtree(stale)
             except ConflictError:
                 pass  # in use
@@ -286,7 +287,7 @@ class Shelf:
             if not force:
                 busy = f"{name} is in use"
                 hint = "Stop Hob or let it load another model; --force removes it all the same."
-                stack.enter_context(_locked(path, exclusive=True, busy=busy, hint=hint))
+                stack.enter_context(locked(path, exclusive=True, busy=busy, hint=hint))
             path.rename(gone / path.name)
             sync(path.parent)
         shutil.rmtree(gone)
@@ -326,18 +327,6 @@ class Shelf:
         return known[1], known[2]
 
 
-@contextlib.contextmanager
-def in_use(directory: Path) -> Iterator[None]:
-    """Hold a model's directory, so that nobody removes it.
-
-    Raises:
-        ConflictError: it is being removed at this moment.
-        OSError: it is gone.
-    """
-    with _locked(directory, exclusive=False, busy=f"{directory.name} is being removed"):
-        yield
-
-
 def describe(directory: Path, name: str, origin: manifest.Origin, licence: str) -> Manifest:
     """The manifest of a directory as it is now; reads every file.
 
@@ -371,23 +360,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, exclusive: bool, busy: str, hint: str = "") -> Iterator[int]:
-    """Hold a lock on a directory and yield its descriptor.
-
-    Raises:
-        ConflictError: another process holds it; the message is `busy`.
-    """
-    held = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(held, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConflictError(busy, hint=hint or "Wait until it is done.") from error
-        if not os.path.samestat(os.stat(path), os.fstat(held)):  # another one was made in its place meanwhile
-            raise ConflictError(busy, hint=hint or "Try again.")
-        yield held
-    finally:
-        os.close(held)

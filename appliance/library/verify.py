@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from appliance.errors import DamagedError
 from appliance.library import manifest
-from appliance.library.shelf import Entry, in_use, listed
+from appliance.library.lock import in_use
+from appliance.library.shelf import Entry, listed
 from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
 
