@@ -368,13 +368,13 @@ class EngineClient(Engine):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            try:
-                async with asyncio.timeout(STOP_TIMEOUT):
-                    await process.wait()
-            except TimeoutError:
+            # Not `asyncio.timeout`: before Python 3.11.4 it does not fire in a task that is being cancelled.
+            ending = asyncio.create_task(process.wait())
+            await asyncio.wait([ending], timeout=STOP_TIMEOUT)
+            if not ending.done():
                 log.warning("the engine does not end; killing it")
                 process.kill()
-                await process.wait()
+            await ending
             log.log(
                 logging.INFO if self._closed else logging.WARNING,
                 "the engine ended with status %d",  # negative: the signal's number
