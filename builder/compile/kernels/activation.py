@@ -1,4 +1,4 @@
-"""What happens to activations between linears: RMSNorm and SiLU·mul, in float32 or straight into int8 blocks.
+"""What happens to activations between linears: RMSNorm and the gated product, in float32 or into int8 blocks.
 
 A block holds 32 neighbouring values of a row as ten int32 words: eight of int8 values in order, the bits of
 the float32 scale, and -7 times the sum of the int8 values. value = int8 * scale, scale = max|value| / 127,
@@ -6,8 +6,9 @@ rounding to nearest even. The last word lets the linears use MLC's nibbles 0..15
 sum((q - 7) * a) = sum(q * a) - 7 * sum(a).
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -20,6 +21,9 @@ ROW_TILE = 4
 
 WORDS = vec.BLOCK // 4 + 2
 """int32 words of a block."""
+
+Gate = Literal["silu", "gelu"]
+"""What a gate passes through: x * sigmoid(x), or GELU by its tanh formula (arXiv:1606.08415, section 2)."""
 
 Pair = tuple[Expr, Expr]
 
@@ -51,11 +55,11 @@ def rms_norm_quantise(k: int, eps: float, *, rows: int | None = None) -> PrimFun
         out = _blocks(k, rows)
         _quantise_rows(out, m, k, rows, lambda row: _normed(x, gamma, row, k, eps))
 
-    return vec.build(f"rms_norm_quantise_k{k}_eps{_digits(eps)}{_suffix(rows)}", body)
+    return vec.build(f"rms_norm_quantise_k{k}_eps{vec.digits(eps)}{_suffix(rows)}", body)
 
 
-def silu_mul_quantise(k: int, *, rows: int | None = None) -> PrimFunc:
-    """f(gate_up float32 [m, 2k], blocks int32 [p, k/32, 10]): blocks of silu(gate) * up."""
+def gated_quantise(k: int, gate: Gate, *, rows: int | None = None) -> PrimFunc:
+    """f(gate_up float32 [m, 2k], blocks int32 [p, k/32, 10]): blocks of gate(left half) * right half."""
 
     def body() -> None:
         m = _rows(rows)
@@ -66,35 +70,70 @@ def silu_mul_quantise(k: int, *, rows: int | None = None) -> PrimFunc:
             m,
             k,
             rows,
-            lambda row: lambda column: _silu_mul(gate_up, row, column, k),
+            lambda row: lambda column: _gated(gate_up, row, column, k, gate),
         )
 
-    return vec.build(f"silu_mul_quantise_k{k}{_suffix(rows)}", body)
+    return vec.build(f"{gate}_mul_quantise_k{k}{_suffix(rows)}", body)
 
 
-def rms_norm(k: int, eps: float, *, rows: int | None = None) -> PrimFunc:
-    """f(x float32 [m, k], gamma float32 [k], y float32 [m, k])."""
+def rms_norm(k: int, eps: float, *, rows: int | None = None, residual: bool = False) -> PrimFunc:
+    """f(x float32 [m, k], gamma float32 [k], [residual float32 [m, k],] y float32 [m, k]).
+
+    The residual is added to what is normalised.
+    """
 
     def body() -> None:
         m = _rows(rows)
         x = vec.tensor("x", (m, k), "float32")
         gamma = vec.tensor("gamma", (k,), "float32")
+        added = vec.tensor("residual", (m, k), "float32") if residual else None
         y = vec.tensor("y", (m, k), "float32")
-        _float_rows(y, m, k, lambda row: _normed(x, gamma, row, k, eps))
 
-    return vec.build(f"rms_norm_k{k}_eps{_digits(eps)}{_suffix(rows)}", body)
+        def source(row: Expr) -> Callable[[Expr], Expr]:
+            normed = _normed(x, gamma, row, k, eps)
+            return normed if added is None else lambda column: normed(column) + vec.load(added, row, column)
+
+        _float_rows(y, m, k, source)
+
+    return vec.build(
+        f"rms_norm_k{k}_eps{vec.digits(eps)}{_suffix(rows)}" + ("_add" if residual else ""), body
+    )
 
 
-def silu_mul(k: int, *, rows: int | None = None) -> PrimFunc:
-    """f(gate_up float32 [m, 2k], y float32 [m, k])."""
+def soft_cap(k: int, cap: float, *, rows: int | None = None) -> PrimFunc:
+    """f(x float32 [m, k], y float32 [m, k]): cap * tanh(x / cap). k is at least 16."""
+    if k < vec.LANES:
+        raise ValueError(f"rows of {k} are shorter than a vector")
+    parts = -(-k // vec.LANES)
+    chunk = min(parts, 256)
+
+    def body() -> None:
+        m = _rows(rows)
+        x = vec.tensor("x", (m, k), "float32")
+        y = vec.tensor("y", (m, k), "float32")
+        chunks = -(-parts // chunk)
+        with vec.root(), T.parallel(0, m * chunks) as task:
+            row = vec.fixed(tirx.floordiv(task, chunks))
+            first = vec.fixed(tirx.floormod(task, chunks) * chunk)
+            with T.serial(0, tirx.Min(vec.i32(chunk), parts - first)) as part:
+                # The last vector of a row overlaps the one before it.
+                column = vec.fixed(tirx.Min((first + part) * vec.LANES, vec.i32(k - vec.LANES)))
+                value = vec.tanh(vec.load(x, row, column) * vec.splat(1.0 / cap)) * vec.splat(cap)
+                vec.store(y, value, row, column)
+
+    return vec.build(f"soft_cap_k{k}_c{vec.digits(cap)}{_suffix(rows)}", body)
+
+
+def gated(k: int, gate: Gate, *, rows: int | None = None) -> PrimFunc:
+    """f(gate_up float32 [m, 2k], y float32 [m, k]): gate(left half) * right half."""
 
     def body() -> None:
         m = _rows(rows)
         gate_up = vec.tensor("gate_up", (m, 2 * k), "float32")
         y = vec.tensor("y", (m, k), "float32")
-        _float_rows(y, m, k, lambda row: lambda column: _silu_mul(gate_up, row, column, k))
+        _float_rows(y, m, k, lambda row: lambda column: _gated(gate_up, row, column, k, gate))
 
-    return vec.build(f"silu_mul_k{k}{_suffix(rows)}", body)
+    return vec.build(f"{gate}_mul_k{k}{_suffix(rows)}", body)
 
 
 def _rows(rows: int | None) -> Expr:
@@ -103,10 +142,6 @@ def _rows(rows: int | None) -> Expr:
 
 def _suffix(rows: int | None) -> str:
     return "" if rows is None else f"_m{rows}"
-
-
-def _digits(number: float) -> str:
-    return f"{number:g}".replace("-", "m").replace(".", "p").replace("+", "")
 
 
 def _blocks(k: int, rows: int | None) -> Buffer:
@@ -127,11 +162,15 @@ def _normed(x: Buffer, gamma: Buffer, row: Expr, k: int, eps: float) -> Callable
     return lambda column: T.bind(vec.load(x, row, column) * vec.splat(inverse) * vec.load(gamma, column))
 
 
-def _silu_mul(gate_up: Buffer, row: Expr, column: Expr, k: int) -> Expr:
-    gate = T.bind(vec.load(gate_up, row, column))
-    return T.bind(
-        gate * vec.load(gate_up, row, column + k) / (vec.splat(1.0) + vec.exp2(gate * vec.splat(-vec.LOG2_E)))
-    )
+def _gated(gate_up: Buffer, row: Expr, column: Expr, k: int, gate: Gate) -> Expr:
+    x = T.bind(vec.load(gate_up, row, column))
+    # Both gates are x * sigmoid(z): GELU's tanh formula with z = sqrt(8/pi) (x + 0.044715 x**3).
+    if gate == "silu":
+        exponent = x * vec.splat(-vec.LOG2_E)
+    else:
+        slope = -vec.LOG2_E * math.sqrt(8 / math.pi)
+        exponent = x * vec.fma(T.bind(x * x), vec.splat(slope * 0.044715), vec.splat(slope))
+    return T.bind(x * vec.load(gate_up, row, column + k) / (vec.splat(1.0) + vec.exp2(exponent)))
 
 
 def _quantise_rows(
@@ -195,3 +234,13 @@ def _float_rows(y: Buffer, m: Expr, k: int, source: Callable[[Expr], Callable[[E
         values = source(row)
         with T.serial(0, k // vec.LANES) as part:
             vec.store(y, values(part * vec.LANES), row, part * vec.LANES)
+
+
+def silu_mul(k: int, *, rows: int | None = None) -> PrimFunc:
+    """`gated` with SiLU."""
+    return gated(k, "silu", rows=rows)
+
+
+def silu_mul_quantise(k: int, *, rows: int | None = None) -> PrimFunc:
+    """`gated_quantise` with SiLU."""
+    return gated_quantise(k, "silu", rows=rows)

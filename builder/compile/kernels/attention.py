@@ -23,6 +23,9 @@ PAGE = 16
 NO_SCORE = -5e4
 """Log-sum-exp of a row that has no keys: finite, because the merge subtracts two of them."""
 
+UNBOUNDED = 2**30
+"""The window of a layer that has none: more positions than any context."""
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -53,6 +56,27 @@ class Heads:
     def name(self) -> str:
         """Part of a kernel's name."""
         return f"h{self.query}_kv{self.kv}_d{self.dim}"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a model does with the scores before the softmax.
+
+    Attributes:
+        window: how many positions back a layer may look, its own counted; None if no layer is bounded. A
+            layer says that it is by a negative scale (`Task.scale`): the cache hands one set of kernels
+            nothing else that differs between layers.
+        cap: scores s become cap * tanh(s / cap); None leaves them.
+    """
+
+    window: int | None = None
+    cap: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Part of a kernel's name."""
+        window = "" if self.window is None else f"_w{self.window}"
+        return window + ("" if self.cap is None else f"_c{vec.digits(self.cap)}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,8 @@ class Task:
         tokens: how many query tokens the sequence has.
         first: the task's first row.
         causal: int32; if not 0, the last query token sees all keys, the one before it all but one, and so on.
-        scale: what scores are multiplied with before the softmax.
+        scale: what scores are multiplied with before the softmax; negative in a layer with a window.
+        position: of a query token (0 is the sequence's first), counted from the first key; for windows.
     """
 
     query: Buffer
@@ -104,6 +129,7 @@ class Task:
     first: Expr
     causal: Expr
     scale: Expr
+    position: Callable[[Expr], Expr]
 
 
 @dataclass(frozen=True)
@@ -116,6 +142,7 @@ class _State:
         peaks: float32 [rows], the greatest score so far.
         keys: float32 [columns, 16], the block's keys, transposed.
         weights: float32 [rows of a tile, 16], those of the block's values.
+        firsts: int32 [rows], the first key that each row may look at.
     """
 
     columns: int
@@ -125,9 +152,10 @@ class _State:
     peaks: Buffer
     keys: Buffer
     weights: Buffer
+    firsts: Buffer | None
 
     @classmethod
-    def of(cls, rows: int, tile: int, columns: int) -> "_State":
+    def of(cls, rows: int, tile: int, columns: int, *, windowed: bool) -> "_State":
         return cls(
             columns,
             query=vec.local(lanes=rows * columns),
@@ -136,20 +164,21 @@ class _State:
             peaks=vec.local(lanes=rows),
             keys=vec.local(lanes=columns * vec.LANES),
             weights=vec.local(lanes=tile * vec.LANES),
+            firsts=vec.local("int32", rows) if windowed else None,
         )
 
 
 def chunk_rows(heads: Heads) -> int:
     """Rows of a prefill task: their queries and sums stay in the first-level cache with a block of keys."""
-    return 64 if heads.dim <= 64 else 32
+    return 64 if heads.dim <= 64 else 32 if heads.dim <= 128 else 16
 
 
-def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
+def attend(task: Task, heads: Heads, isa: Isa, rows: int, scoring: Scoring) -> None:
     """Emit a task of `rows` rows; rows beyond the sequence's last token are computed and dropped."""
     columns, parts, group = heads.dim, heads.dim // vec.LANES, heads.group
     tile = min(rows, isa.float_lanes // 2)
     tiles = -(-rows // tile)
-    state = _State.of(tiles * tile, tile, columns)
+    state = _State.of(tiles * tile, tile, columns, windowed=scoring.window is not None)
     last = vec.fixed(task.tokens * group - 1)
 
     def visible(row: Expr) -> Expr:
@@ -162,6 +191,15 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
         head = task.kv_head * group + tirx.floormod(row, group)
         return vec.fixed(task.token + tirx.floordiv(row, group)), vec.fixed(head)
 
+    scale = task.scale
+    if scoring.window is not None:
+        bounded = task.scale < vec.f32(0.0)
+        window = vec.fixed(tirx.Select(bounded, vec.i32(scoring.window), vec.i32(UNBOUNDED)))
+        scale = vec.fixed(tirx.Max(scale, -scale), "float32")
+    # A capped score is turned to base 2 after its cap.
+    factor = vec.f32(vec.LOG2_E if scoring.cap is None else 1.0 / scoring.cap)
+    scale = vec.fixed(scale * factor, "float32")
+
     # Tiles that hold a row that exists.
     steps = vec.fixed(tirx.Min(vec.i32(tiles), tirx.floordiv(last - task.first + tile, tile)))
     with T.serial(0, steps * tile) as index:
@@ -169,14 +207,17 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
         for part in range(parts):
             at = index * columns + part * vec.LANES
             query = vec.load(task.query, token, head, vec.i32(part * vec.LANES))
-            vec.store(state.query, query * vec.splat(task.scale * vec.f32(vec.LOG2_E)), at)
+            vec.store(state.query, query * vec.splat(scale), at)
             vec.store(state.acc, vec.zero(), at)
         vec.store(state.sums, vec.zero(), index * vec.LANES)
         T.buffer_store(state.peaks, vec.f32(NO_SCORE), [index])
 
+    start = vec.i32(0)
+    if state.firsts is not None:
+        start = _firsts(task, state.firsts, steps * tile, group, last, window)
     seen = vec.fixed(visible(tirx.Min(task.first + rows - 1, last)))
     blocks = vec.fixed(tirx.floordiv(seen + (PAGE - 1), PAGE))
-    with T.serial(0, blocks) as block:
+    with T.serial(start, blocks) as block:
         count = vec.fixed(tirx.Min(vec.i32(PAGE), task.length - block * PAGE))
         # Pages are scattered: no hardware prefetcher knows where the next block lies.
         following = vec.fixed(tirx.Min(block + 1, blocks - 1))
@@ -195,6 +236,8 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
 
             def work(block: Expr = block, count: Expr = count) -> None:
                 for index, scores in enumerate(_scores(state, rows_, isa)):
+                    if scoring.cap is not None:
+                        scores = vec.tanh(scores) * vec.splat(scoring.cap * vec.LOG2_E)
                     _soften(state, scores, rows_[index], index, block, bound[index])
                 _accumulate(state, task.values, rows_, block, count, isa)
 
@@ -218,6 +261,21 @@ def attend(task: Task, heads: Heads, isa: Isa, rows: int) -> None:
             )
 
         vec.when(row <= last, finish)
+
+
+def _firsts(task: Task, firsts: Buffer, rows: Expr, group: int, last: Expr, window: Expr) -> Expr:
+    """Fill in the first key that each of a task's rows may look at; return the first block with such a key.
+
+    Positions need not rise from row to row: chats with a common beginning attend to it together.
+    """
+    lowest = vec.local("int32", 1)
+    T.buffer_store(lowest, task.length, [vec.i32(0)])
+    with T.serial(0, rows) as index:
+        token = vec.fixed(tirx.floordiv(tirx.Min(task.first + index, last), group))
+        first = vec.fixed(tirx.Max(task.position(token) - window + 1, vec.i32(0)))
+        T.buffer_store(firsts, first, [index])
+        T.buffer_store(lowest, tirx.Min(lowest[vec.i32(0)], first), [vec.i32(0)])
+    return vec.fixed(tirx.floordiv(lowest[vec.i32(0)], PAGE))
 
 
 def _transposed(rows: list[Expr]) -> list[Expr]:
@@ -268,9 +326,19 @@ def _soften(state: _State, scores: Expr, row: Expr, index: int, block: Expr, bou
     `index` is the row's place in its tile, `bound` how many keys it sees.
     """
 
+    first = None
+    if state.firsts is not None:
+        first = vec.fixed(state.firsts[row])
+        count = vec.fixed(tirx.Max(bound - first, vec.i32(0)))
+
     # Written out twice: TVM's analyser cannot bind a vector of booleans.
     def allowed() -> Expr:
-        return tirx.Ramp(block * PAGE, 1, PAGE) < vec.splat(bound)
+        keys = tirx.Ramp(block * PAGE, 1, PAGE)
+        if first is None:
+            return keys < vec.splat(bound)
+        # Keys before the first become huge as unsigned numbers: one comparison serves both ends.
+        after = tirx.Cast(f"uint32x{PAGE}", tirx.Ramp(block * PAGE - first, 1, PAGE))
+        return after < vec.splat(tirx.Cast("uint32", count))
 
     scores = vec.held(tirx.Select(allowed(), scores, vec.splat(-1e30)))
     old = vec.fixed(state.peaks[row], "float32")

@@ -24,11 +24,12 @@ def linear(
     *,
     weight: str,
     rows: int | None = None,
+    bias: bool = False,
     residual: bool = False,
 ) -> PrimFunc:
-    """f(*weight, x float32 [m, k], [residual float32 [m, n],] y float32 [m, n]): y = W @ x (+ residual).
+    """f(*weight, x float32 [m, k], [bias float32 [n],] [residual float32 [m, n],] y float32 [m, n]).
 
-    `weight` and its one or two arguments: see `weights.declare`.
+    y = W @ x (+ bias) (+ residual). `weight` and its one or two arguments: see `weights.declare`.
     """
     if rows not in (None, 1):
         raise ValueError(f"rows must be 1 or None, not {rows}")
@@ -41,6 +42,7 @@ def linear(
         read = declare(weight, n, k, isa)
         m = rows or T.int32()
         x = vec.tensor("x", (m, k), "float32")
+        constant = vec.tensor("bias", (n,), "float32") if bias else None
         added = vec.tensor("residual", (m, n), "float32") if residual else None
         y = vec.tensor("y", (m, n), "float32")
 
@@ -81,6 +83,8 @@ def linear(
 
         def write(sum_: Expr, row: Expr, column: Expr) -> None:
             out = vec.total(sum_)
+            if constant is not None:
+                out = out + constant[column]
             T.buffer_store(y, out if added is None else out + added[row, column], [row, column])
 
         tiles = -(-n // outputs)
@@ -95,9 +99,7 @@ def linear(
                     with T.serial(0, tirx.Min(vec.i32(chunk), tiles - task * chunk)) as index:
                         tile((task * chunk + index) * outputs, step * tokens)
 
-    name = (
-        f"exact_{isa.name}_{weight}_n{n}_k{k}" + ("_m1" if rows == 1 else "") + ("_add" if residual else "")
-    )
+    name = f"exact_{isa.name}_{weight}_n{n}_k{k}" + vec.endings(m1=rows == 1, bias=bias, add=residual)
     return vec.build(name, body)
 
 

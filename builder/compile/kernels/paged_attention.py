@@ -2,8 +2,9 @@
 
 Argument lists are those of `tvm.relax.frontend.nn.llm.kv_cache` for the `llvm` target. Rotation inside the
 kernels is not offered: the cache must be made with RoPE mode "normal" (keys are rotated before they are
-stored) or "none", and without sliding windows. Pages hold 16 positions; queries, keys and values are
-float32.
+stored) or "none", and without its own sliding windows. Windows are these kernels' business (`Scoring`): the
+pages of a layer hold all positions, and a bounded layer reads the last ones only. Pages hold 16 positions;
+queries, keys and values are float32.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from builder.compile.kernels import vector as vec
-from builder.compile.kernels.attention import PAGE, Heads, Rows, Task, attend, chunk_rows
+from builder.compile.kernels.attention import PAGE, Heads, Rows, Scoring, Task, attend, chunk_rows
 from builder.compile.kernels.isa import Isa
 from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 
+PLAIN = Scoring()
 
-def decode(heads: Heads, isa: Isa) -> PrimFunc:
+
+def decode(heads: Heads, isa: Isa, scoring: Scoring = PLAIN) -> PrimFunc:
     """One query token per sequence over its pages.
 
     f(q [b, heads, dim], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values [nnz], last_page_len
@@ -29,8 +32,8 @@ def decode(heads: Heads, isa: Isa) -> PrimFunc:
         batch = T.int32()
         query = vec.tensor("q", (batch, heads.query, heads.dim), "float32")
         pages = _Pages(heads, batch)
-        _index("k_rope_pos_offset", batch)
-        _index("q_rope_position", batch)
+        start = _index("k_rope_pos_offset", batch)
+        place = _index("q_rope_position", batch)
         output = vec.tensor("output", (batch, heads.query, heads.dim), "float32")
         lse = vec.tensor("lse", (batch, heads.query), "float32")
         scale = _rotary_and_scale()
@@ -51,13 +54,14 @@ def decode(heads: Heads, isa: Isa) -> PrimFunc:
                 first=vec.i32(0),
                 causal=vec.i32(0),
                 scale=scale,
+                position=lambda _token: place[sequence] - start[sequence],
             )
-            attend(task, heads, isa, heads.group)
+            attend(task, heads, isa, heads.group, scoring)
 
-    return vec.build(f"paged_decode_{isa.name}_{heads.name}", body)
+    return vec.build(f"paged_decode_{isa.name}_{heads.name}{scoring.name}", body)
 
 
-def paged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
+def paged_prefill(heads: Heads, isa: Isa, scoring: Scoring = PLAIN) -> PrimFunc:
     """Several query tokens per sequence over its pages: what a later chunk or turn sees of the history.
 
     f(q [t, heads, dim], q_indptr [b+1], pages [p, 2, kv_heads, 16, dim], page_indptr [b+1], page_values
@@ -71,8 +75,8 @@ def paged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
         query = vec.tensor("q", (total, heads.query, heads.dim), "float32")
         q_indptr = _index("q_indptr", batch + 1)
         pages = _Pages(heads, batch)
-        _index("k_rope_pos_offset", batch)
-        _index("q_rope_position", total)
+        start = _index("k_rope_pos_offset", batch)
+        place = _index("q_rope_position", total)
         output = vec.tensor("output", (total, heads.query, heads.dim), "float32")
         lse = vec.tensor("lse", (total, heads.query), "float32")
         causal = T.arg("causal", T.int32())
@@ -93,15 +97,16 @@ def paged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
                 first=first,
                 causal=causal,
                 scale=scale,
+                position=lambda index: place[token + index] - start[sequence],
             )
 
         with vec.root():
-            _each_task(batch, q_indptr, heads, isa, task)
+            _each_task(batch, q_indptr, heads, isa, scoring, task)
 
-    return vec.build(f"paged_prefill_{isa.name}_{heads.name}", body)
+    return vec.build(f"paged_prefill_{isa.name}_{heads.name}{scoring.name}", body)
 
 
-def ragged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
+def ragged_prefill(heads: Heads, isa: Isa, scoring: Scoring = PLAIN) -> PrimFunc:
     """Several query tokens per sequence over keys and values that are not in pages yet: the chunk's own.
 
     f(q [t, heads, dim], q_indptr [b+1], k [s, kv_heads, dim], v [s, kv_heads, dim], kv_indptr [b+1],
@@ -142,12 +147,13 @@ def ragged_prefill(heads: Heads, isa: Isa) -> PrimFunc:
                 first=first,
                 causal=causal,
                 scale=scale,
+                position=lambda index: index,  # queries and keys are the same tokens
             )
 
         with vec.root():
-            _each_task(batch, q_indptr, heads, isa, task)
+            _each_task(batch, q_indptr, heads, isa, scoring, task)
 
-    return vec.build(f"ragged_prefill_{isa.name}_{heads.name}", body)
+    return vec.build(f"ragged_prefill_{isa.name}_{heads.name}{scoring.name}", body)
 
 
 class _Pages:
@@ -200,6 +206,7 @@ def _each_task(
     q_indptr: Buffer,
     heads: Heads,
     isa: Isa,
+    scoring: Scoring,
     task: Callable[[Expr, Expr, Expr, Expr, Expr], Task],
 ) -> None:
     """All tasks of a prefill: sequences one after another, heads and chunks of rows in parallel."""
@@ -211,4 +218,4 @@ def _each_task(
         with T.parallel(0, chunks * heads.kv) as index:
             kv_head = vec.fixed(tirx.floordiv(index, chunks))
             first = vec.fixed(tirx.floormod(index, chunks) * rows)
-            attend(task(sequence, kv_head, token, tokens, first), heads, isa, rows)
+            attend(task(sequence, kv_head, token, tokens, first), heads, isa, rows, scoring)

@@ -41,6 +41,16 @@ def build(name: str, body: Callable[[], None]) -> PrimFunc:
     return builder.get()
 
 
+def digits(number: float) -> str:
+    """A number as part of a kernel's name."""
+    return f"{number:g}".replace("-", "m").replace(".", "p").replace("+", "")
+
+
+def endings(**options: bool) -> str:
+    """The options that a kernel was made with, as the end of its name."""
+    return "".join(f"_{name}" for name, chosen in options.items() if chosen)
+
+
 @contextmanager
 def root() -> Iterator[None]:
     """The block that holds all statements of a kernel, after its arguments."""
@@ -209,6 +219,26 @@ def lane(a: Expr, index: int) -> Expr:
 def exp2(a: Expr) -> Expr:
     """2**a lane by lane, a clamped to [-126, 126]; relative error below 3e-7 (Taylor on [-1/2, 1/2])."""
     a = T.bind(tirx.Max(tirx.Min(a, splat(126.0)), splat(-126.0)))
+    whole, series, rest = _exp2_parts(a)
+    power = T.bind(fma(series, rest, splat(1.0)))
+    return T.bind(tirx.reinterpret(f"float32x{LANES}", tirx.reinterpret(f"int32x{LANES}", power) + whole))
+
+
+def tanh(a: Expr) -> Expr:
+    """Hyperbolic tangent lane by lane; relative error below 5e-7, so that small values stay what they are."""
+    # From e**2a - 1, which the parts of 2**x give without cancellation; beyond 10 the result rounds to 1.
+    a = T.bind(tirx.Max(tirx.Min(a, splat(10.0)), splat(-10.0)))
+    whole, series, rest = _exp2_parts(T.bind(a * splat(2 * LOG2_E)))
+    power = T.bind(tirx.reinterpret(f"float32x{LANES}", whole + splat(i32(0x3F800000))))
+    less = T.bind(fma(power, series * rest, power - splat(1.0)))
+    return T.bind(less / (less + splat(2.0)))
+
+
+def _exp2_parts(a: Expr) -> tuple[Expr, Expr, Expr]:
+    """With n the integer next to a: n as what it adds to a float's exponent bits, a series, and a - n.
+
+    2**(a - n) is 1 + series * (a - n).
+    """
     # Adding 1.5 * 2**23 leaves the rounded value in the low bits: needs neither `rint` nor a cast.
     # The sum is written as an intrinsic, or TVM would simplify (a + c) - c to a.
     magic = T.bind(fma(a, splat(1.0), splat(12582912.0)))
@@ -220,11 +250,9 @@ def exp2(a: Expr) -> Expr:
         5.550410866482158e-2,
         0.2402265069591007,
         0.6931471805599453,
-        1.0,
     ):
         power = T.bind(fma(power, fraction, splat(coefficient)))
-    exponent = tirx.reinterpret(f"int32x{LANES}", magic) << splat(i32(23))
-    return T.bind(tirx.reinterpret(f"float32x{LANES}", tirx.reinterpret(f"int32x{LANES}", power) + exponent))
+    return tirx.reinterpret(f"int32x{LANES}", magic) << splat(i32(23)), power, fraction
 
 
 def half_to_float(a: Expr, native: bool, lanes: int = LANES) -> Expr:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from builder.compile.kernels import attention_state, paged_attention
-from builder.compile.kernels.attention import NO_SCORE, Heads
+from builder.compile.kernels.attention import NO_SCORE, Heads, Scoring
 from builder.compile.kernels.isa import AVX2, AVX512_VNNI, GENERIC, Isa
 from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled
@@ -12,10 +12,21 @@ from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled
 # Groups of query heads that fill no tile; one query head per key head, of an odd number of vectors.
 GROUPED, SINGLE = Heads(2, 14, 32), Heads(3, 3, 48)
 CASES = [(AVX512_VNNI, GROUPED), (AVX2, SINGLE), (GENERIC, GROUPED), (GENERIC, SINGLE)]
+WIDE = Heads(1, 4, 256)
+SCORINGS = [
+    (AVX512_VNNI, GROUPED, Scoring(window=21, cap=2.0)),
+    (AVX2, WIDE, Scoring(window=16, cap=50.0)),
+    (AVX2, SINGLE, Scoring(cap=0.5)),
+    (GENERIC, GROUPED, Scoring(window=1)),
+    (GENERIC, SINGLE, Scoring(window=40, cap=1.0)),
+]
 LENGTHS = [1, 15, 0, 16, 17, 100]
 """Keys per sequence."""
 
 NO_ROTATION = (0, 1.0, 1.0)
+
+SHARP = 2e-5
+"""Tolerance where queries are scaled up until caps bite: float32's rounding of scores grows with them."""
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1].name}")
@@ -47,22 +58,40 @@ def normal(rng: np.random.Generator, *shape: int) -> Array:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def reference(q: Array, k: Array, v: Array, *, causal: bool) -> tuple[Array, Array]:
-    """Softmax attention of one sequence in float64, and its log-sum-exp in base 2."""
+def reference(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool,
+    cap: float | None = None,
+    window: int | None = None,
+    positions: Array | None = None,
+) -> tuple[Array, Array]:
+    """Softmax attention of one sequence in float64, and its log-sum-exp in base 2.
+
+    Queries may look back as far as `window`, from their `positions` counted from the first key.
+    """
     output, lse = np.zeros(q.shape), np.full(q.shape[:2], NO_SCORE)
     if not len(k):
         return output, lse
     group = q.shape[1] // k.shape[1]
     for head in range(q.shape[1]):
-        scores = q[:, head].astype(np.float64) @ k[:, head // group].T / np.sqrt(q.shape[2]) * np.log2(np.e)
+        scores = q[:, head].astype(np.float64) @ k[:, head // group].T / np.sqrt(q.shape[2])
+        scores = (scores if cap is None else cap * np.tanh(scores / cap)) * np.log2(np.e)
+        seen = np.full(scores.shape, True)
         if causal:
-            seen = np.arange(len(k)) <= np.arange(len(q))[:, None] + len(k) - len(q)
-            scores = np.where(seen, scores, -np.inf)
+            seen &= np.arange(len(k)) <= np.arange(len(q))[:, None] + len(k) - len(q)
+        if window is not None:
+            assert positions is not None
+            seen &= np.arange(len(k)) > positions[:, None] - window
+        some = seen.any(axis=1)
+        scores = np.where(seen, scores, -np.inf)[some]
         peak = scores.max(axis=1, keepdims=True)
         weights = np.exp2(scores - peak)
         total = weights.sum(axis=1, keepdims=True)
-        output[:, head] = weights / total @ v[:, head // group]
-        lse[:, head] = (peak + np.log2(total))[:, 0]
+        output[some, head] = weights / total @ v[:, head // group]
+        lse[some, head] = (peak + np.log2(total))[:, 0]
     return output, lse
 
 
@@ -91,10 +120,10 @@ def starts(lengths: list[int]) -> Array:
     return np.cumsum([0, *lengths]).astype(np.int32)
 
 
-def check(outputs: list[Array], expected: list[tuple[Array, Array]]) -> None:
+def check(outputs: list[Array], expected: list[tuple[Array, Array]], atol: float = 5e-6) -> None:
     output, lse = outputs
-    np.testing.assert_allclose(output, np.concatenate([part[0] for part in expected]), atol=5e-6)
-    np.testing.assert_allclose(lse, np.concatenate([part[1] for part in expected]), atol=5e-6, rtol=1e-6)
+    np.testing.assert_allclose(output, np.concatenate([part[0] for part in expected]), atol=atol)
+    np.testing.assert_allclose(lse, np.concatenate([part[1] for part in expected]), atol=atol, rtol=1e-6)
 
 
 def test_decode(library: Library, heads: Heads, rng: np.random.Generator) -> None:
@@ -179,6 +208,120 @@ def test_merged_halves_equal_the_whole(library: Library, heads: Heads, rng: np.r
     check(library("merge", InOut(one[0]), InOut(one[1]), *other), [whole])
     check(library("merge", InOut(one[0]), InOut(one[1]), *none), [sides[0]])
     check(library("merge", InOut(none[0]), InOut(none[1]), *one), [sides[0]])
+
+
+@pytest.fixture(scope="module", params=SCORINGS, ids=lambda case: f"{case[0].name}{case[2].name}")
+def scored(request: pytest.FixtureRequest) -> tuple[Heads, Scoring, Library]:
+    """Kernels of a model that bounds or caps its scores."""
+    isa, heads, scoring = request.param
+    kernels = {
+        "decode": paged_attention.decode(heads, isa, scoring),
+        "paged": paged_attention.paged_prefill(heads, isa, scoring),
+        "ragged": paged_attention.ragged_prefill(heads, isa, scoring),
+    }
+    return heads, scoring, compiled(isa, kernels)
+
+
+def layers(heads: Heads, scoring: Scoring) -> list[tuple[int | None, float]]:
+    """The kinds of layers that such a model has: window, and the scale by which a layer tells it."""
+    scale = heads.dim**-0.5
+    return [(None, scale)] + ([] if scoring.window is None else [(scoring.window, -scale)])
+
+
+def test_scored_decode(scored: tuple[Heads, Scoring, Library], rng: np.random.Generator) -> None:
+    """Scores are capped, and layers that say so look no further back than the window.
+
+    Pages may start within a chat, and may end before the query where other pages follow.
+    """
+    heads, scoring, library = scored
+    cache, batch = Cache(rng, heads, LENGTHS), len(LENGTHS)
+    q = 4 * normal(rng, batch, heads.query, heads.dim)
+    start = np.array([0, 5, 0, 3, 100, 0], dtype=np.int32)
+    after = np.array([0, 0, 0, 7, 30, 0], dtype=np.int32)
+    ends = np.maximum(np.array(LENGTHS, dtype=np.int32) - 1, 0) + after
+    out = Out(q.shape), Out(q.shape[:2])
+    for window, scale in layers(heads, scoring):
+        found = library("decode", q, *cache.arguments(), start, start + ends, *out, *NO_ROTATION, scale)
+        expected = [
+            reference(
+                q[i : i + 1],
+                cache.keys[i],
+                cache.values[i],
+                causal=False,
+                cap=scoring.cap,
+                window=window,
+                positions=ends[i : i + 1],
+            )
+            for i in range(batch)
+        ]
+        check(found, expected, SHARP)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_scored_prefill_onto_history(
+    scored: tuple[Heads, Scoring, Library], rng: np.random.Generator, causal: bool
+) -> None:
+    """Every query looks back from its own position: after the pages, or on them."""
+    heads, scoring, library = scored
+    chunks = [1, 3, 4, 7, 17, 40]
+    lengths = [max(pair) for pair in zip(LENGTHS, chunks, strict=True)] if causal else LENGTHS
+    cache, indptr = Cache(rng, heads, lengths), starts(chunks)
+    q = 4 * normal(rng, sum(chunks), heads.query, heads.dim)
+    start = np.array([0, 9, 0, 2, 64, 0], dtype=np.int32)
+    places = [
+        np.arange(chunk, dtype=np.int32) + (length - chunk if causal else length)
+        for length, chunk in zip(lengths, chunks, strict=True)
+    ]
+    # Chats that continue from here attend to their common beginning together, each from its own position.
+    places[4] = rng.permutation(places[4]) if not causal else places[4]
+    positions = np.concatenate([place + at for place, at in zip(places, start, strict=True)])
+    out = Out(q.shape), Out(q.shape[:2])
+    for window, scale in layers(heads, scoring):
+        last = (*out, int(causal), *NO_ROTATION, scale)
+        found = library("paged", q, indptr, *cache.arguments(), start, positions, *last)
+        expected = [
+            reference(
+                q[indptr[i] : indptr[i + 1]],
+                cache.keys[i],
+                cache.values[i],
+                causal=causal,
+                cap=scoring.cap,
+                window=window,
+                positions=places[i],
+            )
+            for i in range(len(chunks))
+        ]
+        check(found, expected, SHARP)
+
+
+def test_scored_prefill(scored: tuple[Heads, Scoring, Library], rng: np.random.Generator) -> None:
+    """A chunk longer than the window, at any position of the chat."""
+    heads, scoring, library = scored
+    lengths = [1, 15, 16, 17, 100]
+    indptr = starts(lengths)
+    q = 4 * normal(rng, sum(lengths), heads.query, heads.dim)
+    k, v = (normal(rng, sum(lengths), heads.kv, heads.dim) for _ in range(2))
+    offsets = np.array([0, 7, 0, 1000, 3], dtype=np.int32)
+    positions = np.concatenate([np.arange(n) + at for n, at in zip(lengths, offsets, strict=True)])
+    out = Out(q.shape), Out(q.shape[:2])
+    positions = positions.astype(np.int32)
+    parts = [slice(indptr[i], indptr[i + 1]) for i in range(len(lengths))]
+    for window, scale in layers(heads, scoring):
+        last = (*out, 1, *NO_ROTATION, scale)
+        found = library("ragged", q, indptr, k, v, indptr, positions, offsets, *last)
+        expected = [
+            reference(
+                q[part],
+                k[part],
+                v[part],
+                causal=True,
+                cap=scoring.cap,
+                window=window,
+                positions=np.arange(part.stop - part.start),
+            )
+            for part in parts
+        ]
+        check(found, expected, SHARP)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ def library(isa: Isa) -> Library:
         {
             "full": rotary.split_rotary(HEADS, RATES),
             "partial": rotary.split_rotary(HEADS, PARTIAL),
+            "louder": rotary.split_rotary(HEADS, PARTIAL, 1.25),
+            "none": rotary.split_rotary(HEADS, ()),
             "append": kv_pages.append(HEADS),
         },
     )
@@ -38,11 +40,11 @@ def split(library: Library, name: str, qkv: Array, positions: Array, *, apply: b
     return library(name, qkv, positions, *(Out(shape) for shape in shapes), int(apply))
 
 
-def rotated(x: Array, positions: Array, rates: tuple[float, ...]) -> Array:
+def rotated(x: Array, positions: Array, rates: tuple[float, ...], gain: float = 1.0) -> Array:
     half = len(rates)
     # The product is float32's, as in transformers; its sine and cosine are exact here.
     angles = (positions[:, None].astype(np.float32) * np.array(rates, np.float32)).astype(np.float64)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    cos, sin = gain * np.cos(angles)[:, None], gain * np.sin(angles)[:, None]
     low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], axis=-1)
 
@@ -58,10 +60,21 @@ def test_rotation(library: Library, rng: np.random.Generator, name: str, rates: 
     np.testing.assert_array_equal(v, qkv[:, 8:])
 
 
-def test_only_split(library: Library, rng: np.random.Generator) -> None:
-    """apply_rope = 0 copies."""
+def test_gain(library: Library, rng: np.random.Generator) -> None:
+    """A gain multiplies what turns, and nothing else."""
+    positions = np.array([0, 3, 70000], dtype=np.int32)
     qkv = rng.standard_normal((3, 10, 80)).astype(np.float32)
-    q, k, v = split(library, "full", qkv, np.arange(3, dtype=np.int32), apply=False)
+    q, k, v = split(library, "louder", qkv, positions, apply=True)
+    np.testing.assert_allclose(q, rotated(qkv[:, :6], positions, PARTIAL, 1.25), atol=3e-6)
+    np.testing.assert_allclose(k, rotated(qkv[:, 6:8], positions, PARTIAL, 1.25), atol=3e-6)
+    np.testing.assert_array_equal(v, qkv[:, 8:])
+
+
+@pytest.mark.parametrize(("name", "apply"), [("full", False), ("louder", False), ("none", True)])
+def test_only_split(library: Library, rng: np.random.Generator, name: str, apply: bool) -> None:
+    """apply_rope = 0 copies, and so does a kernel without rotary dimensions."""
+    qkv = rng.standard_normal((3, 10, 80)).astype(np.float32)
+    q, k, v = split(library, name, qkv, np.arange(3, dtype=np.int32), apply=apply)
     np.testing.assert_array_equal(np.concatenate([q, k, v], axis=1), qkv)
 
 
