@@ -1,4 +1,4 @@
-"""Turn a Hugging Face checkpoint into an MLC model directory.
+"""Turn a checkpoint into an MLC model directory.
 
 What MLC-LLM's `convert_weight` and `gen_config` write for the same checkpoint, byte for byte, except that
 the conversation template and its token ids come from the checkpoint's own tokenizer.
@@ -21,9 +21,11 @@ from builder.compile.families import family, model_config
 from builder.compile.families.fields import Fields, Sizes
 from builder.compile.families.parameters import Parameter
 from builder.compile.import_.chat import TOKENIZER_FILES, chat_config
-from builder.compile.import_.safetensors import Checkpoint
-from builder.compile.mlc import CONFIG, MLCDirectory, read_json
-from builder.compile.quantise import GROUP, QUANTISATIONS, Quantisation, quantise
+from builder.compile.import_.checkpoint import Source
+from builder.compile.import_.matching import check_dimensions, in_checkpoint_order
+from builder.compile.import_.source import open_source
+from builder.compile.mlc import CONFIG, MLCDirectory
+from builder.compile.quantise import QUANTISATIONS, Form, Quantisation, quantise, rounded
 from builder.compile.template import TEMPLATE_FILE
 from builder.compile.writer import ShardWriter, new_directory
 from builder.errors import FormatError, UnsupportedError
@@ -37,7 +39,7 @@ T = TypeVar("T")
 
 
 def convert(
-    hf_dir: Path,
+    path: Path,
     out: Path,
     quantization: str,
     progress: Progress = lambda step, fraction: None,
@@ -46,11 +48,12 @@ def convert(
     prefill_chunk_size: int | None = None,
     max_batch_size: int = 128,
 ) -> MLCDirectory:
-    """Write the MLC directory `out` from the checkpoint in `hf_dir`, all of it or nothing.
+    """Write the MLC directory `out` from the checkpoint at `path`, all of it or nothing.
 
     Weights are read and written in blocks: memory stays below the largest quantised tensor plus two shards.
 
     Args:
+        path: a directory or file of any format that `open_source` knows.
         quantization: a name in `QUANTISATIONS`.
         progress: called with a step's name and the fraction done, 0 to 1.
         context_window_size: tokens of context; None takes the checkpoint's own.
@@ -66,58 +69,26 @@ def convert(
             f"quantization {quantization!r} is not supported", hint=f"Supported: {', '.join(QUANTISATIONS)}."
         )
     quantisation = QUANTISATIONS[quantization]
-    if not hf_dir.is_dir():
-        raise FormatError(f"{hf_dir} is not a directory", hint="Give the directory that holds config.json.")
-    source = read_json(hf_dir / "config.json")
-    sizes = Sizes(context_window_size, prefill_chunk_size, max_batch_size)
-    model = model_config(Fields(str(hf_dir / "config.json"), source), sizes)
-    chat = chat_config(hf_dir, source, model, quantization)
-    decoder = family(chat["model_type"], CONFIG).decoder(Fields(CONFIG, model))
-    with Checkpoint.open(hf_dir) as checkpoint, new_directory(out) as aside:
-        parameters = in_checkpoint_order(decoder.parameters, checkpoint)
+    with open_source(path) as source, new_directory(out) as aside:
+        check_dimensions(source)
+        sizes = Sizes(context_window_size, prefill_chunk_size, max_batch_size)
+        model = model_config(Fields(str(source.config_file), source.config), sizes)
+        known = family(source.config["model_type"], str(source.config_file))
+        declared = known.decoder(Fields(f"{source.config_file}: model_config", model)).parameters
+        parameters = in_checkpoint_order(declared, source)
+        chat = chat_config(source.metadata, source.config, model, quantization)
         for name in (*TOKENIZER_FILES, TEMPLATE_FILE):
-            if (hf_dir / name).is_file():
-                shutil.copyfile(hf_dir / name, aside / name)
-        write_weights(checkpoint, parameters, quantisation, ShardWriter(aside), progress)
+            if (source.metadata / name).is_file():
+                shutil.copyfile(source.metadata / name, aside / name)
+        write_weights(source, parameters, quantisation, ShardWriter(aside), progress)
         (aside / CONFIG).write_text(json.dumps(chat, indent=2), encoding="utf-8")
         MLCDirectory.open(aside)
     progress("done", 1.0)
     return MLCDirectory.open(out)
 
 
-def in_checkpoint_order(parameters: Iterable[Parameter], checkpoint: Checkpoint) -> list[Parameter]:
-    """Return the parameters in the order in which the checkpoint first has a part of each, as MLC-LLM does.
-
-    Raises:
-        FormatError: a tensor is missing or has another shape than config.json says.
-        UnsupportedError: the checkpoint has a tensor that the model would ignore.
-    """
-    owner: dict[str, Parameter] = {}
-    for parameter in parameters:
-        for name, shape in parameter.sources:
-            owner[name] = parameter
-            if name not in checkpoint.tensors:
-                raise FormatError(
-                    f"{checkpoint.directory}: tensor {name} is missing",
-                    hint="The checkpoint is incomplete, or config.json belongs to another.",
-                )
-            if (found := checkpoint.tensors[name].shape) != shape:
-                raise FormatError(
-                    f"{checkpoint.tensors[name].file}: {name} has shape {list(found)}, not {list(shape)}",
-                    hint="config.json belongs to another checkpoint.",
-                )
-    for name in checkpoint.tensors:
-        # Old checkpoints carry tables that follow from the configuration; tied ones may carry a copy.
-        if name not in owner and not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight":
-            raise UnsupportedError(
-                f"{checkpoint.tensors[name].file}: tensor {name} has no place in a model of this family",
-                hint="The checkpoint is of a variant that would come out wrong.",
-            )
-    return list(dict.fromkeys(owner[name] for name in checkpoint.tensors if name in owner))
-
-
 def write_weights(
-    checkpoint: Checkpoint,
+    source: Source,
     parameters: list[Parameter],
     quantisation: Quantisation,
     writer: ShardWriter,
@@ -128,30 +99,34 @@ def write_weights(
     Raises:
         FormatError: a weight is not finite in the model dtype.
     """
-    dtype = quantisation.dtype
     total = sum(math.prod(parameter.shape) for parameter in parameters)
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for parameter in parameters:
             progress(parameter.name, done / total)
-            if quantisation.form(parameter.role).bits:
-                _write_quantised(pool, checkpoint, parameter, dtype, writer)
-            else:
-                _write_plain(pool, checkpoint, parameter, dtype, writer)
+            form = quantisation.form(parameter.role)
+            write = _write_plain if form.bits is None else _write_quantised
+            write(pool, source, parameter, form, writer)
             done += math.prod(parameter.shape)
     writer.close(total)
 
 
 def _write_quantised(
-    pool: ThreadPoolExecutor, checkpoint: Checkpoint, parameter: Parameter, dtype: str, writer: ShardWriter
+    pool: ThreadPoolExecutor, source: Source, parameter: Parameter, form: Form, writer: ShardWriter
 ) -> None:
-    """Write `q_weight` as it comes and `q_scale`, an eighth of its size, after it."""
+    """Write `q_weight` as it comes and `q_scale`, an eighth of its size, after it.
+
+    A transposed matrix is held in memory in its quantised form: its first row needs all of the checkpoint's.
+    """
+    assert form.bits is not None
+    bits = form.bits
     scales: list[npt.NDArray[Any]] = []
 
     def one(block: Block) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any]]:
-        words, scale = quantise(checkpoint.rows(*block), dtype)
+        stored = source.groups(*block) if (bits, form.dtype) == (4, "float16") else None
+        words, scale = stored or quantise(source.rows(*block), form.dtype, bits)
         if not np.isfinite(scale).all():
-            raise _not_finite(checkpoint, block[0], dtype)
+            raise _not_finite(source, block[0], form.dtype)
         return words, scale
 
     def words() -> Iterator[npt.NDArray[np.uint32]]:
@@ -159,33 +134,44 @@ def _write_quantised(
             scales.append(scale)
             yield block
 
-    rows, width = parameter.shape
-    groups = -(-width // GROUP)
-    stem = parameter.name.removesuffix("weight")
-    writer.add(f"{stem}q_weight", "uint32", (rows, 4 * groups), words())
-    writer.add(f"{stem}q_scale", dtype, (rows, groups), scales)
+    q_weight, q_scale = form.tensors(parameter.name, parameter.shape)
+    if form.layout == "KN":
+        writer.add(q_weight.name, q_weight.dtype, q_weight.shape, _transposed(list(words())))
+        writer.add(q_scale.name, q_scale.dtype, q_scale.shape, _transposed(scales))
+    else:
+        writer.add(q_weight.name, q_weight.dtype, q_weight.shape, words())
+        writer.add(q_scale.name, q_scale.dtype, q_scale.shape, scales)
+
+
+def _transposed(blocks: list[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """The matrix that `blocks` of rows make up, transposed, again in blocks of rows."""
+    step = max(1, BLOCK // sum(len(block) for block in blocks))
+    for start in range(0, blocks[0].shape[1], step):
+        yield np.concatenate([block[:, start : start + step].T for block in blocks], axis=1)
 
 
 def _write_plain(
-    pool: ThreadPoolExecutor, checkpoint: Checkpoint, parameter: Parameter, dtype: str, writer: ShardWriter
+    pool: ThreadPoolExecutor, source: Source, parameter: Parameter, form: Form, writer: ShardWriter
 ) -> None:
     """Write a parameter in the model dtype."""
 
     def one(block: Block) -> npt.NDArray[Any]:
-        with np.errstate(over="ignore"):
-            values = (checkpoint.rows(*block) + np.float32(parameter.offset)).astype(dtype)
+        values = source.rows(*block)
+        if parameter.offset:  # adding nothing would still turn -0 into 0
+            values = values + np.float32(parameter.offset)
+        values = rounded(values, form.dtype)
         if not np.isfinite(values).all():
-            raise _not_finite(checkpoint, block[0], dtype)
+            raise _not_finite(source, block[0], form.dtype)
         return values
 
-    writer.add(parameter.name, dtype, parameter.shape, _on(pool, one, _blocks(parameter)))
+    writer.add(parameter.name, form.dtype, parameter.shape, _on(pool, one, _blocks(parameter)))
 
 
-def _not_finite(checkpoint: Checkpoint, name: str, dtype: str) -> FormatError:
+def _not_finite(source: Source, name: str, dtype: str) -> FormatError:
     hint = "The checkpoint is damaged, or was saved from a failed training run."
     if dtype == "float16":
-        hint += " Weights above 65504 need q4f32_1 or q0f32."
-    return FormatError(f"{checkpoint.tensors[name].file}: {name} has NaN or infinity as {dtype}", hint=hint)
+        hint += " Weights above 65504 need a format with another dtype, such as q4bf16_1 or q0f32."
+    return FormatError(f"{source.tensors[name].file}: {name} has NaN or infinity as {dtype}", hint=hint)
 
 
 def _blocks(parameter: Parameter) -> Iterator[Block]:

@@ -17,7 +17,7 @@ quantiser computes where a processor has no bfloat16 arithmetic. float32 is floa
 Source of the rules: MLC-LLM's `quantization/group_quantization.py`, and what it writes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -75,6 +75,16 @@ class Form:
             Tensor(f"{stem}q_weight", (words, rows) if turned else (rows, words), "uint32"),
             Tensor(f"{stem}q_scale", (groups, rows) if turned else (rows, groups), self.dtype),
         )
+
+    def values(self, stored: Sequence[npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """The parameter of `shape`, in float32, that its stored tensors (bfloat16 as float32) stand for.
+
+        What a model computes with may be rounded once more: float16 models round each weight to float16.
+        """
+        if self.bits is None:
+            return stored[0].astype(np.float32, copy=False)
+        words, scale = (tensor.T for tensor in stored) if self.layout == "KN" else stored
+        return dequantise(np.ascontiguousarray(words), scale, shape[1], self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +184,14 @@ def dequantise(
     levels = (words[:, :, None] >> shifts & np.uint32(2**bits - 1)).astype(np.float32)
     values = (levels.reshape(len(words), -1, GROUPS[bits]) - _top(bits)) * scale.astype(np.float32)[..., None]
     return values.reshape(len(words), -1)[:, :width]
+
+
+def rounded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.floating[Any]]:
+    """Values as `dtype` holds them: float16, or float32 (rounded, for "bfloat16"). Overflow is infinite."""
+    if dtype == "bfloat16":
+        return round_bfloat16(values)
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
 
 
 def _top(bits: int) -> int:

@@ -1,0 +1,1 @@
+"""GGUF files: header, weights, names, configuration and tokenizer."""
