@@ -368,7 +368,7 @@ class EngineClient(Engine):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            # Not `asyncio.timeout`: before Python 3.11.4 it does not fire in a task that is being cancelled.
+            # Not `asyncio.timeout`: before Python 3.11.3 it does not fire in a task that is being cancelled.
             ending = asyncio.create_task(process.wait())
             await asyncio.wait([ending], timeout=STOP_TIMEOUT)
             if not ending.done():
