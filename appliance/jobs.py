@@ -101,6 +101,7 @@ class Jobs:
         self._command = command
         self._environment = environment(settings, os.environ)
         self._news = asyncio.Event()
+        self._queue = asyncio.Lock()  # a job is not begun before all of it is there
         self._keeper: asyncio.Task[None] | None = None
         self._running: tuple[int, asyncio.Task[None]] | None = None
         self._cancelled: set[int] = set()
@@ -110,6 +111,8 @@ class Jobs:
         """End what a service that was switched off left open, and begin to work."""
         if count := await self._store.run(self._store.cut_off_jobs):
             log.warning("%d jobs were interrupted by the end of the last run", count)
+        for key in self._folder.glob("*.key"):
+            key.unlink()
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
@@ -119,16 +122,21 @@ class Jobs:
             await asyncio.wait([self._keeper])
         await self._store.run(self._store.cut_off_jobs)
 
-    async def add(self, verb: str, subject: str, arguments: Sequence[str]) -> Job:
-        """Queue `hob model VERB ARGUMENTS --json`; `subject` is what people see it is about.
+    async def add(self, verb: str, subject: str, arguments: Sequence[str], secret: str = "") -> Job:
+        """Queue `hob model VERB --json ARGUMENTS`; `subject` is what people see it is about.
+
+        A `secret` is handed over in a file (`--key-file`) that goes when the job ends; it is not remembered.
 
         Raises:
             ConflictError: the same is waiting or running already.
         """
-        for job in await self.list():
-            if job.open and (job.verb, tuple(job.arguments)) == (verb, tuple(arguments)):
-                raise ConflictError(f"{verb} {subject} is under way already", hint="See the page Models.")
-        job = await self._store.run(self._store.add_job, verb, subject, arguments)
+        async with self._queue:
+            for job in await self.list():
+                if job.open and (job.verb, tuple(job.arguments)) == (verb, tuple(arguments)):
+                    raise ConflictError(f"{verb} {subject} is under way already", hint="See the page Models.")
+            job = await self._store.run(self._store.add_job, verb, subject, arguments)
+            if secret:
+                await asyncio.to_thread(self._keep_secret, job.id, secret)
         self._news.set()
         return job
 
@@ -170,11 +178,21 @@ class Jobs:
     def _log_of(self, job_id: int) -> Path:
         return self._folder / f"{job_id}.log"
 
+    def _key_of(self, job_id: int) -> Path:
+        return self._folder / f"{job_id}.key"
+
+    def _keep_secret(self, job_id: int, secret: str) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(self._key_of(job_id), "x", opener=private) as file:
+            file.write(secret)
+
     async def _keep(self) -> None:
         """Run one job after the other until cancelled."""
         while True:
             self._news.clear()
-            if (job := await self._store.run(self._store.next_job)) is None:
+            async with self._queue:
+                job = await self._store.run(self._store.next_job)
+            if job is None:
                 await self._news.wait()
                 continue
             task = asyncio.create_task(self._run(job))
@@ -203,13 +221,16 @@ class Jobs:
         finally:
             self._cancelled.discard(job.id)
             del self._progress[job.id]
+        self._key_of(job.id).unlink(missing_ok=True)
         await self._store.run(self._store.end_job, job.id, state, **ended)
 
     async def _work(self, job: Job, progress: Progress) -> tuple[JobState, dict[str, str]]:
         """Start the process and follow it to its end; cancelled, it ends the process first."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = self._key_of(job.id)
+        options = ("--key-file", str(key)) if key.exists() else ()
         process = await asyncio.create_subprocess_exec(
-            *(*self._command, job.verb, "--json", *job.arguments),
+            *(*self._command, job.verb, "--json", *options, *job.arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -318,6 +339,11 @@ def step_aside(pid: int) -> None:
         if hasattr(process, "ionice") and hasattr(psutil, "IOPRIO_CLASS_BE"):
             process.ionice(psutil.IOPRIO_CLASS_BE, 7)
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(EXPENDABLE))
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that only this user can read."""
+    return os.open(path, flags, 0o600)
 
 
 def _read(file: Path) -> str:

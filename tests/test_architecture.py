@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first. A module may import from lower layers and from its own.
 LAYERS = [
-    {"appliance", "appliance.domain", "appliance.errors", "appliance.config"},
+    {"appliance", "appliance.domain", "appliance.errors", "appliance.config", "appliance.upstream.settings"},
     {
         "appliance.store",
         "appliance.hardware",
@@ -26,6 +26,9 @@ LAYERS = [
     },
     {
         "appliance.models",
+        "appliance.engine.absent",
+        "appliance.engine.choice",
+        "appliance.upstream",
         "appliance.library",
         "appliance.doctor",
         "appliance.engine.client",
@@ -41,7 +44,7 @@ LAYERS = [
         "appliance.residency",
     },
     {"appliance.local"},
-    {"appliance.inference"},
+    {"appliance.workshop", "appliance.inference"},
     {"appliance.api", "webui"},
     {"appliance.app"},
     {"appliance.cli"},

@@ -239,18 +239,15 @@ def remove(name: str, yes: bool, force: bool, as_json: bool) -> None:
     """Remove the model NAME, or one version of it: NAME@VERSION."""
     with spoken(as_json):
         settings = load_settings()
-        shelf = shelf_of(settings)
+        models = Models(settings)
         entry = entry_of(settings, name)
         if entry.path == GUIDE_DIRECTORY:
             raise InvalidRequestError(f"{name} is built in and stays", param="name")
         if not (yes or as_json):
             click.confirm(f"Remove {entry.reference} ({entry.path})?", abort=True)
-        shelf.remove(entry, force=force)
-        left = shelf.versions(entry.name)
-        chosen = default.read(settings.data_dir)
-        if chosen == entry.reference or (chosen == entry.name and not left):
-            default.write(settings.data_dir, "")
+        if models.remove(entry, force=force):
             click.echo("It was the default model; the built-in one is now.", err=True)
+        left = models.shelf.versions(entry.name)
         if as_json:
             say({"model": entry.reference})
         else:

@@ -25,20 +25,22 @@ for verb in library.VERBS:
 
 
 @command.command()
-@click.argument("hf_dir", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option("--quantization", type=click.Choice(QUANTISATIONS), default="q4f16_1", show_default=True)
-def convert(hf_dir: Path, out: Path | None, quantization: str) -> None:
-    """Make an MLC directory from a Hugging Face checkpoint in HF_DIR.
+def convert(source: Path, out: Path | None, quantization: str) -> None:
+    """Make an MLC directory from the checkpoint SOURCE: a directory or file of weights.
 
-    Without OUT it goes where Hob finds it, into its own models folder.
+    safetensors, PyTorch, GGUF and ONNX are told apart by content. Without OUT it goes where Hob finds it, into
+    its own models folder.
     """
     from builder.compile.convert import convert as convert_checkpoint
 
     models = load_settings().data_dir / "models"
-    out = out or models / f"{hf_dir.resolve().name}-{quantization}"
-    with Bar(f"Converting {hf_dir} to {quantization} ...") as bar:
-        convert_checkpoint(hf_dir, out, quantization, bar)
+    name = source.resolve().name if source.is_dir() else source.resolve().stem
+    out = out or models / f"{name}-{quantization}"
+    with Bar(f"Converting {source} to {quantization} ...") as bar:
+        convert_checkpoint(source, out, quantization, bar)
     click.echo(str(out))
     if not out.resolve().is_relative_to(models.resolve()):
         click.echo(f"To use it, move it into {models}.", err=True)
@@ -47,11 +49,16 @@ def convert(hf_dir: Path, out: Path | None, quantization: str) -> None:
 @command.command("compile")
 @click.argument("model", metavar="DIR")
 @click.option("--target", default="auto", show_default=True, help="CPU to compile for.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @settings_options("kernels")
-def compile_(model: str, target: str, kernels: str | None) -> None:
+def compile_(model: str, target: str, as_json: bool, kernels: str | None) -> None:
     """Compile the model in DIR, or the installed one of that name, and print the library's path."""
-    _, library = _compiled(model, target, load_settings(kernels=kernels))
-    click.echo(str(library))
+    with library.spoken(as_json):
+        _, path = _compiled(model, target, load_settings(kernels=kernels), as_json=as_json)
+        if as_json:
+            library.say({"model": model, "library": str(path)})
+        else:
+            click.echo(str(path))
 
 
 @command.command()
@@ -72,8 +79,8 @@ def probe(
 
     prompt = _token_ids(ids)
     settings = load_settings(kernels=kernels, threads=threads)
-    directory, library = _compiled(model, target, settings)
-    found = run(directory, library, prompt, new, threads=settings.threads)
+    directory, path = _compiled(model, target, settings, as_json=False)
+    found = run(directory, path, prompt, new, threads=settings.threads)
     if as_json:
         click.echo(json.dumps(found.describe()))
         return
@@ -87,7 +94,7 @@ def probe(
     )
 
 
-def _compiled(model: str, target: str, settings: Settings) -> tuple[Path, Path]:
+def _compiled(model: str, target: str, settings: Settings, *, as_json: bool) -> tuple[Path, Path]:
     """The directory of a model, given by path or installed name, and its library, compiled if need be."""
     from builder.compile import compile_model
     from builder.compile.mlc import MLCDirectory
@@ -95,15 +102,18 @@ def _compiled(model: str, target: str, settings: Settings) -> tuple[Path, Path]:
 
     directory = Path(model) if Path(model).exists() else Models(settings).get(model).directory
     MLCDirectory.open(directory).verify()
-    with Bar(f"Compiling {directory.name} ...") as bar:
-        library = compile_model(
+    teller = library.Teller(f"Compiling {directory.name} ...", as_json)
+    try:
+        path = compile_model(
             directory,
             settings.data_dir / "libraries",
             target=parse_target(target),
             kernels=settings.kernels,
-            progress=bar,
+            progress=teller,
         )
-    return directory, library
+    finally:
+        teller.stop()
+    return directory, path
 
 
 def _token_ids(text: str) -> list[int]:

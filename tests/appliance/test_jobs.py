@@ -36,6 +36,10 @@ if verb == "add":
 elif verb == "refuse":
     say(error="no such model", hint="Look for another.")
     sys.exit(1)
+elif verb == "secret":
+    assert arguments[0] == "--key-file"
+    mode = os.stat(arguments[1]).st_mode & 0o777
+    say(model=f"{open(arguments[1]).read()} {mode:o} {arguments[2:]}")
 elif verb == "environment":
     say(model=os.environ["HOB_DATA_DIR"] + " " + os.environ["HOB_KERNELS"])
 elif verb == "niceness":
@@ -153,6 +157,17 @@ async def test_the_process_has_the_services_settings_and_steps_aside(tmp_path: P
         assert job.model == f"{tmp_path} exact"
         job = await ended(jobs, await jobs.add("niceness", "", []))
         assert job.model == "10 800"
+
+
+async def test_a_secret_is_handed_over_and_forgotten(tmp_path: Path, script: Path) -> None:
+    """It is in a file for this user alone while the job is open, and neither in the database nor a log."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "7.key").write_text("left by a power cut")
+    async with office(tmp_path, script) as jobs:
+        job = await ended(jobs, await jobs.add("secret", "", ["--", "x"], secret="hob-123"))
+        assert job.model == "hob-123 600 ['--', 'x']"
+        assert list((tmp_path / "jobs").glob("*.key")) == []
+        assert "hob-123" not in str(job.arguments)
 
 
 async def test_one_at_a_time_in_order(tmp_path: Path, script: Path) -> None:

@@ -35,7 +35,7 @@ def test_models_of_every_kind_are_found(tmp_path: Path) -> None:
     ]
 
 
-def test_the_search_is_bounded(tmp_path: Path, monkeypatch: object) -> None:
+def test_the_search_is_bounded(tmp_path: Path) -> None:
     """However many files and folders there are."""
     for number in range(sticks.MOST + 5):
         put(tmp_path / f"{number}.gguf")
