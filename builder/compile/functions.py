@@ -1,7 +1,7 @@
 """MLC's functions of a chat model: a program that drives MLC's libraries drives these, given packed weights.
 
-`P` is `packed_params`, `h` the hidden size, `V` the vocabulary. Logits are float32, hidden states in the dtype
-of the backend.
+`P` is `packed_params`, `h` the hidden size, `V` the vocabulary. Logits are float32, hidden states in the
+backend's dtype.
 
     embed(int32 [n], P) -> [n, h]
     prefill([1, n, h], kv, P), decode([1, 1, h], kv, P) -> ([1, 1, V], kv), logits of the last position
@@ -193,9 +193,7 @@ class _Emitter:
         )
         sizes = [_symbol(name) for name in names]
         arguments = [relax.Var(f"{size.name}_", relax.ShapeType([size])) for size in sizes]
-        self.define(
-            "create_tir_paged_kv_cache", arguments, lambda: self.backend.kv_cache(self.bb, sizes)
-        )
+        self.define("create_tir_paged_kv_cache", arguments, lambda: self.backend.kv_cache(self.bb, sizes))
 
 
 def _symbol(name: str) -> Any:

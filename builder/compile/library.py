@@ -29,6 +29,7 @@ SOURCES = (
     "cpu.py",
     "functions.py",
     "graph.py",
+    "kv_cache.py",
     "library.py",
     "linker.py",
     "operators.py",

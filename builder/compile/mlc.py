@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builder.compile.bfloat16 import widen_bfloat16
 from builder.compile.families import FAMILIES
 from builder.compile.quantise import QUANTISATIONS
 from builder.errors import FormatError, UnsupportedError
@@ -188,20 +189,6 @@ class MLCDirectory:
             wide.flags.writeable = False
             return wide
         return mapped.view(np.ndarray)
-
-
-def widen_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """Return the float32 values of bfloat16 bit patterns; exact."""
-    wide = bits.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
-
-
-def narrow_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Return float32 values rounded to bfloat16 (nearest, ties to even) as bit patterns. No NaN, please."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
-    return (rounded >> 16).astype(np.uint16)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A backend is a way to compute: it packs weights, makes the KV cache, and gives operators that emit calls into
 one function under construction. Families speak only in operators, and treat what goes in and comes out as
-opaque: rows `[m, k]` of activations in the backend's dtype, or what `linear` reads, which may be another form.
+opaque: rows `[m, k]` of activations in the backend's dtype, or what `linear` reads, maybe in another form.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,9 @@ class Operators(Protocol):
         ...
 
     def normed(self, x: Expr, weight: Parameter, eps: float) -> Input:
-        """RMS-normalised rows as `linear` reads them; backends fold the norm into what they do to its input."""
+        """RMS-normalised rows as `linear` reads them: one step, so that a backend can fold the norm into what
+        it does to the input of a matrix.
+        """
         ...
 
     def gated(self, gate_up: Expr, gate: Gate) -> Input:
@@ -54,14 +56,16 @@ class Operators(Protocol):
     def attend(
         self,
         layer: int,
-        qkv: Expr,
+        qkv: Sequence[Expr],
         *,
         q_norm: Parameter | None = None,
         k_norm: Parameter | None = None,
         eps: float = 0.0,
     ) -> Expr:
-        """Append keys and values of `qkv` `[m, (heads + 2·kv_heads)·head_dim]` to the cache and attend to what
-        each query sees of its sequence; `[m, heads·head_dim]`.
+        """Append keys and values to the cache and attend to what each query sees of its sequence.
+
+        `qkv` is queries `[m, heads·head_dim]`, keys and values `[m, kv_heads·head_dim]`, or all in one with
+        the rows of the three on top of each other. Returns `[m, heads·head_dim]`.
 
         Rotation, window, scale and soft cap are those of the layer in the model's `Attention`. Every head of
         the queries and keys is RMS-normalised before, where weights `[head_dim]` for that are given.
@@ -95,7 +99,7 @@ class Backend(Protocol):
         ...
 
     def kernels(self) -> Mapping[str, Kernel]:
-        """What the library exports by plain name besides; the kernels that packing steps name are among it."""
+        """What the library exports by plain name besides, such as the kernels that packing steps name."""
         ...
 
 

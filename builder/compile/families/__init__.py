@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # model_type -> module in this folder. Reading the names imports nothing, so that the service may.
 MODULES: Mapping[str, str] = {
     "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
 }
 FAMILIES = tuple(MODULES)
 

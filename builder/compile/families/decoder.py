@@ -6,7 +6,6 @@ have is None, and what it would do is left out.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 from builder.compile.families.fields import Fields
 from builder.compile.families.parameters import Parameter, bias, matrix, norm
@@ -105,13 +104,13 @@ class Layer:
 
     Attributes:
         attention_norm, mlp_norm: before attention and MLP.
-        qkv: rows of queries, keys, values; gate_up: rows of gate, up.
+        qkv: projections of queries, keys and values, or one of all three; gate_up: rows of gate, up.
         q_norm, k_norm: over each head of queries and keys, before rotation.
         attention_out_norm, mlp_out_norm: of what attention and MLP add to the stream.
     """
 
     attention_norm: Parameter
-    qkv: Parameter
+    qkv: tuple[Parameter, ...]
     output: Parameter
     mlp_norm: Parameter
     gate_up: Parameter
@@ -156,8 +155,9 @@ class Decoder:
     def _parameters(self) -> Iterator[Parameter]:
         yield self.embedding
         for layer in self.layers:
-            weights: list[Any] = [getattr(layer, field.name) for field in fields(layer)]
-            yield from (weight for weight in weights if weight is not None)
+            for field in fields(layer):
+                weights = getattr(layer, field.name)
+                yield from weights if isinstance(weights, tuple) else () if weights is None else (weights,)
         yield self.norm
         yield self.head
 
@@ -168,7 +168,8 @@ class Decoder:
     def forward(self, ops: Operators, x: Expr) -> Expr:
         """All layers, up to but without the last norm."""
         for index, layer in enumerate(self.layers):
-            qkv = ops.linear(layer.qkv, ops.normed(x, layer.attention_norm, self.eps), bias=layer.qkv_bias)
+            a = ops.normed(x, layer.attention_norm, self.eps)
+            qkv = [ops.linear(weight, a, bias=layer.qkv_bias) for weight in layer.qkv]
             y = ops.attend(index, qkv, q_norm=layer.q_norm, k_norm=layer.k_norm, eps=self.eps)
             x = self._add(ops, x, layer.output, ops.plain(y), layer.output_bias, layer.attention_out_norm)
             gate_up = ops.linear(layer.gate_up, ops.normed(x, layer.mlp_norm, self.eps))
@@ -215,7 +216,9 @@ def llama_decoder(
         qkv_bias, output_bias: whether the attention's projections have biases.
         head_norms: whether queries and keys are normalised.
     """
-    embedding = matrix("model.embed_tokens", shape.hidden, ("model.embed_tokens", shape.vocab), role="embedding")
+    embedding = matrix(
+        "model.embed_tokens", shape.hidden, ("model.embed_tokens", shape.vocab), role="embedding"
+    )
     head = matrix("lm_head", shape.hidden, ("lm_head", shape.vocab), role="head")
 
     def layer(prefix: str) -> Layer:
@@ -227,7 +230,7 @@ def llama_decoder(
         ]
         return Layer(
             attention_norm=norm(f"{prefix}.input_layernorm", shape.hidden),
-            qkv=matrix(f"{attn}.{qkv}", shape.hidden, *projections),
+            qkv=(matrix(f"{attn}.{qkv}", shape.hidden, *projections),),
             qkv_bias=bias(f"{attn}.{qkv}", *projections) if qkv_bias else None,
             output=matrix(f"{attn}.o_proj", shape.q_rows, (f"{attn}.o_proj", shape.hidden)),
             output_bias=bias(f"{attn}.o_proj", (f"{attn}.o_proj", shape.hidden)) if output_bias else None,

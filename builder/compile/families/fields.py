@@ -115,4 +115,6 @@ class Fields:
         """The error for a field; `problem` completes the sentence that starts with its value."""
         value = repr(self.values.get(name))
         value = value if len(value) <= 60 else value[:57] + "..."
-        return FormatError(f"{self.where}: {name}: {value} {problem}", hint="Download or copy the model again.")
+        return FormatError(
+            f"{self.where}: {name}: {value} {problem}", hint="Download or copy the model again."
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from builder.compile.families.decoder import Attention, Decoder, Shape, llama_decoder
 from builder.compile.families.fields import Fields, Sizes
-from builder.compile.families.rope import rope, rope_config
+from builder.compile.families.rope import read_rope, rope_config
 
 
 def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -42,7 +42,4 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
 def decoder(config: Fields) -> Decoder:
     """As `Family.decoder`."""
     shape = Shape.read(config)
-    theta = config.number("position_embedding_base", 10000.0)
-    context = config.integer("context_window_size")
-    turn = rope(theta, shape.head_dim, config.section("rope_scaling"), context=context)
-    return llama_decoder(shape, Attention.uniform(shape, turn))
+    return llama_decoder(shape, Attention.uniform(shape, read_rope(config, shape.head_dim)))

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864) and its scalings, as Hugging Face transformers has them.
+"""Rotary position embedding (RoFormer, arXiv:2104.09864) and its scalings, as transformers has them.
 
 A description is MLC's `rope_scaling`: {"rope_type": …} with the numbers of that type, all of them, so that it
 means the same wherever it is read. None is plain rope.
@@ -129,6 +129,16 @@ def rope_type(scaling: Fields) -> str:
     return str(kind)
 
 
+def read_rope(config: Fields, dim: int, base: str = "position_embedding_base") -> Rope:
+    """The rotation that MLC's `model_config` describes, which calls the base by the name `base`.
+
+    Raises:
+        UnsupportedError, FormatError: as `rope`.
+    """
+    theta, context = config.number(base, 10000.0), config.integer("context_window_size")
+    return rope(theta, dim, config.section("rope_scaling"), context=context)
+
+
 def rope(theta: float, dim: int, scaling: Fields, *, context: int, longest: int | None = None) -> Rope:
     """The rotation of the first `dim` dimensions of every head.
 
@@ -152,9 +162,9 @@ def rope(theta: float, dim: int, scaling: Fields, *, context: int, longest: int 
     if kind == "linear":
         return _rope(plain / np.float32(numbers["factor"]))
     if kind == "dynamic" and context > numbers["original_max_position_embeddings"]:
+        reach = numbers["original_max_position_embeddings"]
         raise UnsupportedError(
-            f"{scaling.where}: rope type 'dynamic' reaches {numbers['original_max_position_embeddings']} tokens,"
-            f" not {context}",
+            f"{scaling.where}: rope type 'dynamic' reaches {reach} tokens, not {context}",
             hint="Convert the model with a smaller context window.",
         )
     if kind == "llama3":
@@ -178,7 +188,8 @@ def _llama3(plain: Array, numbers: Scaling) -> Array:
     low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
     # Fewer turns than `low` over the original context: interpolated; more than `high`: kept.
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return ((1 - kept) * plain / numbers["factor"] + kept * plain).astype(np.float32)
+    rates: Array = ((1 - kept) * plain / numbers["factor"] + kept * plain).astype(np.float32)
+    return rates
 
 
 def _yarn(plain: Array, theta: float, numbers: Scaling) -> Array:
@@ -195,7 +206,8 @@ def _yarn(plain: Array, theta: float, numbers: Scaling) -> Array:
     if low == high:
         high += 0.001
     stretched = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0.0, 1.0)
-    return (plain / numbers["factor"] * stretched + plain * (1 - stretched)).astype(np.float32)
+    rates: Array = (plain / numbers["factor"] * stretched + plain * (1 - stretched)).astype(np.float32)
+    return rates
 
 
 def _yarn_attention(scaling: Fields, factor: float) -> float:

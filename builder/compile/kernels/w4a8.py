@@ -17,6 +17,7 @@ from builder.compile.kernels.activation import WORDS
 from builder.compile.kernels.isa import Isa
 from builder.compile.kernels.packing import groups_of, packed_shape, scales_shape
 from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
+from builder.compile.kernels.weights import in_memory, widened
 
 PREFETCH = 4096
 """Bytes fetched ahead where weights stream from memory: hardware prefetchers do not fill its bandwidth."""
@@ -54,13 +55,14 @@ def linear(
     *,
     scale: str = "float16",
     rows: int | None = None,
+    bias: bool = False,
     residual: bool = False,
 ) -> PrimFunc:
-    """f(packed uint8, scales, blocks int32 [p, k/32, 10], [residual float32 [m, n],] y float32 [m, n]).
+    """f(packed uint8, scales, blocks int32 [p, k/32, 10], [bias float32 [n],] [residual float32 [m, n],] y).
 
-    Shapes of packed and scales: `packing.packed_shape` and `scales_shape`; `scale` is the dtype of the
-    latter. p is 1 for rows=1 and at least `activation.padded_rows(m)` otherwise. The residual is added to
-    the product.
+    y is float32 [m, n]. Shapes of packed and scales: `packing.packed_shape` and `scales_shape`; `scale` is
+    the dtype of the latter. p is 1 for rows=1 and at least `activation.padded_rows(m)` otherwise. Bias and
+    residual are added to the product.
     """
     if rows not in (None, 1):
         raise ValueError(f"rows must be 1 or None, not {rows}")
@@ -68,9 +70,10 @@ def linear(
 
     def body() -> None:
         packed = vec.tensor("packed", packed_shape(n, k, isa), "uint8")
-        scales = vec.tensor("scales", scales_shape(n, k, isa), scale)
+        scales = vec.tensor("scales", scales_shape(n, k, isa), in_memory(scale))
         act = vec.tensor("blocks", (rows or T.int32(), blocks, WORDS), "int32")
         m = rows or T.int32()
+        constant = vec.tensor("bias", (n,), "float32") if bias else None
         added = vec.tensor("residual", (m, n), "float32") if residual else None
         y = vec.tensor("y", (m, n), "float32")
 
@@ -88,9 +91,7 @@ def linear(
                     if streams:
                         _prefetch(packed, source, block, isa)
                     factor = vec.load(scales, source, block, vec.i32(0), lanes=lanes)
-                    if scale == "float16":
-                        factor = vec.half_to_float(factor, isa.half, lanes)
-                    factors.append(T.bind(factor))
+                    factors.append(T.bind(widened(factor, scale, isa, lanes)))
                 dots = _dots(
                     packed,
                     taken,
@@ -127,6 +128,8 @@ def linear(
 
             def whole() -> None:
                 out = vec.value(sum_, lanes)
+                if constant is not None:
+                    out = out + vec.load(constant, column, lanes=lanes)
                 if added is not None:
                     out = out + vec.load(added, row, column, lanes=lanes)
                 vec.store(y, out, row, column, lanes=lanes)
@@ -134,6 +137,8 @@ def linear(
             def edge() -> None:
                 with T.serial(0, n % lanes) as index:
                     out = sum_[index]
+                    if constant is not None:
+                        out = out + constant[column + index]
                     if added is not None:
                         out = out + added[row, column + index]
                     T.buffer_store(y, out, [row, column + index])
@@ -167,7 +172,7 @@ def linear(
             else:
                 best(TILES[isa.dot])
 
-    name = f"w4a8_{isa.name}_{scale}_n{n}_k{k}" + ("_m1" if rows == 1 else "") + ("_add" if residual else "")
+    name = f"w4a8_{isa.name}_{scale}_n{n}_k{k}" + vec.endings(m1=rows == 1, bias=bias, add=residual)
     return vec.build(name, body)
 
 
