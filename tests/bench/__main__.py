@@ -13,7 +13,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +25,7 @@ import numpy as np
 import psutil
 from platformdirs import user_cache_path
 
+from appliance.hardware.bandwidth import read_bandwidth
 from builder.compile import compile_model
 from builder.compile.mlc import MLCDirectory
 from builder.compile.targets import detect_target
@@ -95,20 +95,6 @@ def report(name: str, value: float, unit: str, peer: float | None = None, bar: f
     print(json.dumps(line), flush=True)
 
 
-def bandwidth(threads: int) -> float:
-    """Read bandwidth of all `threads` together, GB/s: each sums an array far larger than the last cache."""
-    arrays = [np.ones(2**25, np.int64) for _ in range(threads)]
-    for array in arrays:
-        array.max()
-    workers = [threading.Thread(target=array.max) for array in arrays]
-    start = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(array.nbytes for array in arrays) / (time.perf_counter() - start) / 1e9
-
-
 def calm(limit: float = 30.0) -> None:
     """Wait, for `limit` seconds at most, until other programs use less than a tenth of the processor."""
     end = time.monotonic() + limit
@@ -136,7 +122,7 @@ def duel(directory: MLCDirectory, library: Path, threads: int, rounds: int, name
     reads = []
     for turn in range(rounds):
         calm()
-        reads.append(bandwidth(threads))
+        reads.append(read_bandwidth(threads))
         for length in (128, 512):
             ids = random.integers(0, directory.vocab_size, length).tolist()
             first = {}
