@@ -7,34 +7,29 @@ errors they raise are shown as pages by the application, with `error_page`.
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, Protocol, cast
+from typing import Final
 
 import anyio.to_thread
 import segno
 from markupsafe import Markup
 from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from appliance import __version__
 from appliance.api.sse import EventStream
-from appliance.config import Settings
 from appliance.discovery.interfaces import reach
 from appliance.domain import ModelCard
 from appliance.errors import HobError, NotFoundError
-from appliance.inference import Inference
-from appliance.models import Models
 from appliance.security import caller
 from appliance.security.keys import add_key
-from appliance.store import Store, StoredMessage
-from appliance.system import Readiness
+from appliance.store import StoredMessage
 from webui import live, presenters
 from webui.assets import FOLDER, Assets
-from webui.pages import ChatPage, ErrorPage, HomePage, Page, SearchPage, SettingsPage, Sidebar
-from webui.rendering import to_html
+from webui.pages import ChatPage, ErrorPage, HomePage, SearchPage, SettingsPage
+from webui.responses import Service, form_fields, render, sentence, service, sidebar
 
-LISTED: Final = 200  # chats in the sidebar; search finds the others
 PATIENCE: Final = 0.25  # seconds that a page waits to hear how the engine is
 
 
@@ -47,52 +42,14 @@ class RowConvertor(IntegerConvertor):
 register_url_convertor("row", RowConvertor())
 
 
-class Service(Protocol):
-    """What the handlers use of the application: its `state`."""
-
-    settings: Settings
-    store: Store
-    models: Models
-    inference: Inference
-    readiness: Readiness
-
-
-def service(request: Request) -> Service:
-    """The application that serves this request."""
-    return cast(Service, request.app.state)
-
-
-def render(request: HTTPConnection, page: Page, status: int = 200) -> HTMLResponse:
-    """A page as a response."""
-    return HTMLResponse(to_html(page), status)
-
-
 def error_page(request: HTTPConnection, error: HobError) -> Response:
     """An error as a page for people, with its status and the next step."""
     lost = "It may have been deleted, or the address has a typing error."
     hint = error.hint or (lost if error.status == 404 else "")
-    response = render(request, ErrorPage(error.status, _sentence(error.message), hint), error.status)
+    response = render(ErrorPage(error.status, sentence(error.message), hint), error.status)
     if error.retry_after is not None:
         response.headers["retry-after"] = str(error.retry_after)
     return response
-
-
-def _sentence(message: str) -> str:
-    """A message as it stands alone: with a capital and a full stop."""
-    text = message[:1].upper() + message[1:]
-    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
-
-
-async def _fields(request: Request) -> dict[str, str]:
-    """The text fields of a form, lines ended by a newline alone; files are not among them."""
-    async with request.form(max_files=0, max_fields=10) as form:
-        return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
-
-
-async def _sidebar(request: Request, current: int | None = None, query: str = "") -> Sidebar:
-    store = service(request).store
-    chats = await store.run(store.chats, LISTED)
-    return presenters.sidebar(chats, datetime.now().astimezone(), current, query)
 
 
 def _choose(here: Service, wanted: str) -> tuple[Sequence[ModelCard], str, ModelCard | None]:
@@ -131,16 +88,16 @@ async def _home(
         chosen,
         notice=await _notice(request),
         draft=draft,
-        problem=_sentence(error.message) if error else "",
+        problem=sentence(error.message) if error else "",
         hint=error.hint if error else "",
     )
     page = HomePage(
-        sidebar=await _sidebar(request),
+        sidebar=await sidebar(request),
         composer=form,
         note=card.note if card else "",
         suggestions=presenters.SUGGESTIONS if card and card.builtin else (),
     )
-    return render(request, page, error.status if error else 200)
+    return render(page, error.status if error else 200)
 
 
 async def chat(request: Request) -> Response:
@@ -163,11 +120,11 @@ async def _chat(
         running,
         notice=await _notice(request),
         draft=draft,
-        problem=_sentence(error.message) if error else "",
+        problem=sentence(error.message) if error else "",
         hint=error.hint if error else "",
     )
     page = ChatPage(
-        sidebar=await _sidebar(request, current=chat_id),
+        sidebar=await sidebar(request, current=chat_id),
         composer=form,
         id=chat_id,
         title=row.title,
@@ -175,7 +132,7 @@ async def _chat(
         turns=await anyio.to_thread.run_sync(presenters.turns, thread),  # a long chat takes a while
         refresh=None if running is None else _again(request, running),
     )
-    return render(request, page, error.status if error else 200)
+    return render(page, error.status if error else 200)
 
 
 def _again(request: Request, running: StoredMessage) -> str:
@@ -194,7 +151,7 @@ async def ask(request: Request) -> Response:
     A question that is refused comes back in the form, with the reason above it.
     """
     chat_id: int | None = request.path_params.get("chat")
-    fields = await _fields(request)
+    fields = await form_fields(request)
     text, model = fields.get("text", ""), fields.get("model", "")
     try:
         generation = await service(request).inference.ask(chat_id, text, model)
@@ -233,7 +190,7 @@ async def events(request: Request) -> Response:
 async def rename(request: Request) -> Response:
     """POST /chats/{chat}/rename: another title."""
     chat_id: int = request.path_params["chat"]
-    title = (await _fields(request)).get("title", "")
+    title = (await form_fields(request)).get("title", "")
     store = service(request).store
     if title.strip():
         await store.run(store.rename_chat, chat_id, title)
@@ -256,9 +213,9 @@ async def search(request: Request) -> Response:
     store = service(request).store
     hits = await store.run(store.search, query) if query else []
     page = SearchPage(
-        sidebar=await _sidebar(request, query=query), query=query, hits=[presenters.hit(hit) for hit in hits]
+        sidebar=await sidebar(request, query=query), query=query, hits=[presenters.hit(hit) for hit in hits]
     )
-    return render(request, page)
+    return render(page)
 
 
 async def _message(request: Request) -> StoredMessage:
@@ -283,7 +240,7 @@ def _to_message(chat_id: int, message_id: int) -> Response:
 
 async def settings(request: Request) -> Response:
     """GET /settings: addresses, models, API keys."""
-    return render(request, await _settings(request))
+    return render(await _settings(request))
 
 
 async def _settings(request: Request, new_key: str = "") -> SettingsPage:
@@ -291,7 +248,7 @@ async def _settings(request: Request, new_key: str = "") -> SettingsPage:
     now = datetime.now().astimezone()
     addresses = _addresses(request)
     return SettingsPage(
-        sidebar=await _sidebar(request),
+        sidebar=await sidebar(request),
         addresses=addresses,
         qr=_qr(addresses[-1]) if addresses else Markup(),
         models=[presenters.model_row(card) for card in here.models.list()],
@@ -324,8 +281,8 @@ def _qr(text: str) -> Markup:
 async def make_key(request: Request) -> Response:
     """POST /settings/keys: a new API key, shown in the answer and never again."""
     store = service(request).store
-    _, secret = await store.run(add_key, store, (await _fields(request)).get("name", ""))
-    return render(request, await _settings(request, new_key=secret), 201)
+    _, secret = await store.run(add_key, store, (await form_fields(request)).get("name", ""))
+    return render(await _settings(request, new_key=secret), 201)
 
 
 async def revoke_key(request: Request) -> Response:

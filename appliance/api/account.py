@@ -7,8 +7,8 @@ from starlette.routing import Route
 from appliance.errors import HobError
 from appliance.security import Gate, sessions
 from appliance.security.access import local_path
-from webui import views
 from webui.pages import LoginPage, SetupPage
+from webui.responses import render
 
 
 def routes(gate: Gate) -> list[Route]:
@@ -17,23 +17,21 @@ def routes(gate: Gate) -> list[Route]:
     async def show_setup(request: Request) -> Response:
         if await gate.owner.exists():
             return RedirectResponse("/login", 303)
-        return views.render(request, SetupPage(error=None))
+        return render(SetupPage(error=None))
 
     async def set_up(request: Request) -> Response:
         fields = await _fields(request)
         try:
             await gate.owner.set_up(fields.get("code", ""), fields.get("password", ""), _address(request))
         except HobError as error:
-            return _retry_after(
-                views.render(request, SetupPage(error=error.explanation), status=error.status), error
-            )
+            return _retry_after(render(SetupPage(error=error.explanation), status=error.status), error)
         return await _sign_in(request, gate, "/")
 
     async def show_login(request: Request) -> Response:
         if not await gate.owner.exists():
             return RedirectResponse("/setup", 303)
         target = local_path(request.query_params.get("next"))
-        return views.render(request, LoginPage(error=None, next=target))
+        return render(LoginPage(error=None, next=target))
 
     async def log_in(request: Request) -> Response:
         if not await gate.owner.exists():
@@ -44,7 +42,7 @@ def routes(gate: Gate) -> list[Route]:
             await gate.owner.check(fields.get("password", ""), _address(request))
         except HobError as error:
             page = LoginPage(error=error.explanation, next=target)
-            return _retry_after(views.render(request, page, status=error.status), error)
+            return _retry_after(render(page, status=error.status), error)
         return await _sign_in(request, gate, target)
 
     async def log_out(request: Request) -> Response:
