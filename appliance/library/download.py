@@ -305,7 +305,9 @@ def _write(
     have, since, began = start, start, time.monotonic()
     with part.file.open("ab") as stream:
         try:
-            for chunk in answer.iter_raw(CHUNK):
+            for (
+                chunk
+            ) in answer.iter_raw():  # as it arrives: what is gathered first is lost when it breaks off
                 if expected is not None and have + len(chunk) > expected:
                     raise DownloadError(
                         f"{remote.host} sends more than the {expected} bytes it announced for {remote.name}",

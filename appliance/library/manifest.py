@@ -25,8 +25,9 @@ CHUNK = 2**20
 
 # One or two plain components that are no path tricks, on any file system.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
-FILE = r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,98}$"
-SHA256 = r"^[0-9a-f]{64}$"
+# \Z and not $, which a line's end may follow.
+FILE = r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,98}\Z"
+SHA256 = r"^[0-9a-f]{64}\Z"
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
@@ -70,7 +71,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """
 
     format: Literal[1]
-    name: Annotated[str, msgspec.Meta(pattern=f"^{NAME.pattern}$", max_length=200)]
+    name: Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z", max_length=200)]
     added: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
     origin: Origin
     licence: Text
