@@ -76,11 +76,11 @@ def read_state_dict(data: bytes, where: str) -> dict[str, View]:
         (found,) = machine.stack
     except (ValueError, IndexError, KeyError) as error:  # genops; a stack or memo that lacks what is wanted
         raise FormatError(f"{where} is not a valid pickle", hint=SAFE) from error
-    if not isinstance(found, dict) or not all(isinstance(view, View) for view in found.values()):
-        odd = next((key for key, view in found.items() if not isinstance(view, View)), "") if found else ""
-        raise UnsupportedError(f"{where} is no dictionary of tensors{f': {odd!r}' if odd else ''}", hint=SAFE)
-    if not all(isinstance(name, str) for name in found):
-        raise UnsupportedError(f"{where} has tensors without a name", hint=SAFE)
+    if not isinstance(found, dict):
+        raise UnsupportedError(f"{where} is no dictionary of tensors", hint=SAFE)
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, View):
+            raise UnsupportedError(f"{where} has {str(name)[:80]!r}, which is no named tensor", hint=SAFE)
     return found
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tests.builder.checkpoints import GOLDEN, Tensors
 
 Array = npt.NDArray[np.float32]
-TYPES = gguf.GGMLQuantizationType
+TYPES: Any = gguf.GGMLQuantizationType
 
 
 def paired(weights: Array, heads: int) -> Array:
@@ -53,7 +53,7 @@ def write_gguf(
     family: str,
     config: Mapping[str, Any],
     tensors: Tensors,
-    kind: gguf.GGMLQuantizationType = TYPES.F32,
+    kind: Any = TYPES.F32,
     *,
     tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
     **options: Any,
@@ -70,6 +70,7 @@ def write_gguf(
         stored = as_stored(family, config, name, weights)
         chosen = kind if stored.ndim > 1 else TYPES.F32
         ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert ours, name
         writer.add_tensor(ours, gguf.quants.quantize(stored, chosen), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -100,9 +100,10 @@ def tensors_of(config: Mapping[str, Any], seed: int = 0) -> Tensors:
                 f"model.layers.{index}.self_attn.{name}.bias": (rows,) for name, rows in projections(q, kv)
             }
     random = np.random.default_rng(seed)
-    return {
-        name: random.integers(-15, 16, shape).astype(np.float32) / 8 for name, shape in sorted(named.items())
-    }
+    tensors: Tensors = {}
+    for name, shape in sorted(named.items()):
+        tensors[name] = (random.integers(-15, 16, shape) / 8).astype(np.float32)
+    return tensors
 
 
 def projections(q: int, kv: int) -> list[tuple[str, int]]:

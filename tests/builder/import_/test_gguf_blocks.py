@@ -41,6 +41,7 @@ def test_q4_0_without_loss() -> None:
     """Q4_0 as words and scales of q4f16_1 stands for exactly the same numbers, level 15 included."""
     raw = random_rows(2)
     words, scale = q4_0_groups(raw)
-    assert (words.shape, scale.shape, words.dtype, scale.dtype) == ((16, 8), (16, 2), np.uint32, np.float16)
+    assert (words.shape, scale.shape) == ((16, 8), (16, 2))
+    assert (words.dtype.name, scale.dtype.name) == ("uint32", "float16")
     assert np.array_equal(dequantise(words, scale, 64), decode(TYPES[2], raw))
     assert (words & 15).max() == 15
