@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 # model_type -> module in this folder. Reading the names imports nothing, so that the service may.
 MODULES: Mapping[str, str] = {
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
     "llama": "llama",
     "mistral": "mistral",
+    "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "smollm3": "smollm3",
