@@ -8,7 +8,7 @@ names with a path, extended headers, is refused where it is met, before it can m
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +32,21 @@ def size(kept: Manifest) -> int:
     return sum(BLOCK + -(-member // BLOCK) * BLOCK for member in members) + 2 * BLOCK
 
 
+def stream(kept: Manifest, directory: Path) -> Iterator[bytes]:
+    """The archive of a model, piece by piece; every file is compared with its checksum on the way.
+
+    Raises:
+        DamagedError: a file of the model is damaged; names it.
+    """
+    data = manifest.encode(kept)
+    yield _header(MANIFEST, len(data), kept.added) + data + _padding(len(data))
+    for file in kept.files:
+        yield _header(file.name, file.size, kept.added)
+        yield from _content(directory / file.name, file)
+        yield _padding(file.size)
+    yield bytes(2 * BLOCK)
+
+
 def write(kept: Manifest, directory: Path, target: Path, written: Written, *, replace: bool = False) -> None:
     """Write a model to a file, all of it or nothing; every file is compared with its checksum on the way.
 
@@ -46,18 +61,14 @@ def write(kept: Manifest, directory: Path, target: Path, written: Written, *, re
         space.ensure(target.parent, size(kept), reserve=0)
         partial = target.with_name(f".{target.name}.part")
         try:
-            with partial.open("wb") as stream:
-                data = manifest.encode(kept)
-                stream.write(_header(MANIFEST, len(data), kept.added) + data + _padding(len(data)))
+            with partial.open("wb") as out:
                 done = 0
-                for file in kept.files:
-                    stream.write(_header(file.name, file.size, kept.added))
-                    _copy(directory / file.name, file, stream, lambda count, done=done: written(done + count))  # type: ignore[misc] # mypy cannot infer a lambda with a default
-                    stream.write(_padding(file.size))
-                    done += file.size
-                stream.write(bytes(2 * BLOCK))
-                stream.flush()
-                os.fsync(stream.fileno())
+                for piece in stream(kept, directory):
+                    out.write(piece)
+                    done += len(piece)
+                    written(min(done, kept.size))
+                out.flush()
+                os.fsync(out.fileno())
             partial.replace(target)
             sync(target.parent)
         finally:
@@ -166,14 +177,12 @@ def _skip(stream: BinaryIO, length: int, path: Path) -> None:
         raise DamagedError(f"{path} was cut off", hint=AGAIN)
 
 
-def _copy(file: Path, wanted: manifest.File, stream: BinaryIO, written: Written) -> None:
-    digest, count = hashlib.sha256(), 0
+def _content(file: Path, wanted: manifest.File) -> Iterator[bytes]:
+    digest = hashlib.sha256()
     with file.open("rb") as source:
         while chunk := source.read(CHUNK):
-            stream.write(chunk)
             digest.update(chunk)
-            count += len(chunk)
-            written(count)
+            yield chunk
     if digest.hexdigest() != wanted.sha256:
         raise DamagedError(
             f"{file} is damaged: SHA-256 {digest.hexdigest()}, expected {wanted.sha256}",
