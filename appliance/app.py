@@ -13,18 +13,20 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from appliance.api import account, library, openai, problem
+from appliance.api import account, library, openai, problem, system
 from appliance.config import Settings
 from appliance.engine.base import Engine
 from appliance.engine.client import EngineClient
 from appliance.errors import HobError
 from appliance.inference import Inference
+from appliance.measuring import Measuring
 from appliance.models import Models
+from appliance.overview import Observer
 from appliance.security import Gate, SecurityMiddleware, caller
 from appliance.security.headers import harden
 from appliance.store import Store
 from appliance.system import Readiness, Watcher
-from webui import views
+from webui import machine, views
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def create_app(
     watcher = watcher or Watcher()
     readiness = Readiness(models, engine, watcher)
     inference = Inference(models, engine, store)
+    measuring = Measuring(models, engine, settings.data_dir, settings.threads)
+    observer = Observer(settings, models, engine, "native", readiness, measuring, store)
     gate = Gate.open(settings, store)
 
     def named(host: str) -> None:
@@ -69,6 +73,7 @@ def create_app(
         # An engine that does not start goes on trying; /healthz tells.
         tasks = [asyncio.create_task(own.start())] if own else []
         readiness.start()
+        tasks.append(asyncio.create_task(measuring.run()))
         if settings.lan:
             from appliance.discovery import Announcer  # a tenth of a second that only a LAN is worth
 
@@ -97,8 +102,10 @@ def create_app(
             Route("/healthz", healthz, methods=["GET"]),
             *openai.routes(inference),
             *library.routes(models.shelf),
+            *system.routes(observer),
             *account.routes(gate),
             *views.routes(),
+            *machine.routes(),
         ],
         middleware=[
             Middleware(SecurityMiddleware, gate=gate, max_body=settings.max_body, refuse=explain),
@@ -117,6 +124,8 @@ def create_app(
     app.state.inference = inference
     app.state.gate = gate
     app.state.readiness = readiness
+    app.state.measuring = measuring
+    app.state.observer = observer
     app.state.end_streams = end_streams
     return app
 

@@ -42,6 +42,8 @@ LAYERS = [
         "appliance.system",
         "appliance.jobs",
         "appliance.residency",
+        "appliance.measuring",
+        "appliance.overview",
     },
     {"appliance.local"},
     {"appliance.workshop", "appliance.inference"},

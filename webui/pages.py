@@ -230,3 +230,45 @@ class SettingsPage(Page):
     new_key: str
     signed_in: bool
     version: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and what there is to say about it, both for people."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """A kind of device: `name` of the one here, if any; `state` in a word; why, and the next step if any."""
+
+    kind: str
+    name: str
+    state: str
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class SystemPage(Page):
+    """What computes here, how fast, and how much room there is.
+
+    Attributes:
+        failures: models that did not run on a device, a sentence each.
+        speed: the tier in a sentence; empty while it is not known.
+        problem: why the last attempt to measure failed; empty when it did not.
+        due: a measurement is waiting for a quiet moment.
+    """
+
+    template: ClassVar[str] = "system.html"
+    sidebar: Sidebar
+    machine: Sequence[Fact]
+    devices: Sequence[DeviceRow]
+    failures: Sequence[str]
+    speed: str
+    measures: Sequence[Fact]
+    problem: str
+    due: bool
+    engine: Sequence[Fact]

@@ -8,7 +8,9 @@ from starlette.responses import HTMLResponse
 
 from appliance.config import Settings
 from appliance.inference import Inference
+from appliance.measuring import Measuring
 from appliance.models import Models
+from appliance.overview import Observer
 from appliance.store import Store
 from appliance.system import Readiness
 from appliance.workshop import Workshop
@@ -27,6 +29,8 @@ class Service(Protocol):
     models: Models
     inference: Inference
     readiness: Readiness
+    observer: Observer
+    measuring: Measuring
     workshop: Workshop
 
 

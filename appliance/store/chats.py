@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from appliance.domain import FinishReason, Role, Timings, Usage
@@ -14,6 +15,9 @@ State = Literal["running", "done", "stopped", "error"]
 
 INTERRUPTED = "Interrupted: Hob stopped before the answer was complete."
 TITLE_LENGTH = 60
+
+SHORT = 8
+"""Tokens below which a question or an answer is too short to be timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,19 @@ class SearchHit:
     title: str
     message_id: int | None
     snippet: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a model answered: the median of `answers` answers, in tokens read and written a second.
+
+    `prefill` is None where every question was too short to tell.
+    """
+
+    model: str
+    answers: int
+    prefill: float | None
+    decode: float
 
 
 def title_of(text: str) -> str:
@@ -129,6 +146,26 @@ class Chats(Connection):
     def message(self, message_id: int) -> StoredMessage:
         """The message with this id."""
         return self.row(f"message {message_id}", _message, "SELECT * FROM messages WHERE id = ?", message_id)
+
+    def speeds(self, limit: int = 100) -> list[Speed]:
+        """How fast the models were in the last `limit` whole answers, the one that answered last first.
+
+        Answers of a few tokens say nothing about speed and do not count.
+        """
+        rows: list[dict[str, Any]] = self.rows(
+            dict,
+            "SELECT model, prompt_tokens, completion_tokens, timings FROM messages WHERE role = 'assistant'"
+            " AND state = 'done' AND timings IS NOT NULL AND completion_tokens >= ? ORDER BY id DESC LIMIT ?",
+            SHORT,
+            limit,
+        )
+        found: dict[str, list[tuple[int, int, Timings]]] = {}
+        for row in rows:
+            timings = Timings.model_validate_json(row["timings"])
+            if timings.decode > 0:
+                answer = row["prompt_tokens"], row["completion_tokens"], timings
+                found.setdefault(row["model"], []).append(answer)
+        return [_speed(model, answers) for model, answers in found.items()]
 
     def running(self, chat_id: int) -> list[StoredMessage]:
         """The answers in a chat that are being written: one at most."""
@@ -256,6 +293,13 @@ class Chats(Connection):
             limit,
         )
         return [*titles, *messages][:limit]
+
+
+def _speed(model: str, answers: Sequence[tuple[int, int, Timings]]) -> Speed:
+    read = [prompt / times.prefill for prompt, _, times in answers if prompt >= SHORT and times.prefill > 0]
+    # The first token comes out of prefill; decode makes the others.
+    written = [(count - 1) / times.decode for _, count, times in answers]
+    return Speed(model, len(answers), median(read) if read else None, median(written))
 
 
 def _message(settings: str, timings: str | None, **row: Any) -> StoredMessage:

@@ -87,6 +87,9 @@ TABLE = {
     "GET /settings": page(200),
     "POST /settings/keys": page(201, {"name": "laptop"}),
     "POST /settings/keys/{key}/revoke": page(303),
+    "GET /api/system": api(200),
+    "GET /system": page(200),
+    "POST /system/measure": page(303),
 }
 
 

@@ -79,6 +79,21 @@ SAMPLES: list[pages.Page] = [
         True,
         "0.1.0",
     ),
+    pages.SystemPage(SIDEBAR, [], [], [], "", [], "", True, []),
+    pages.SystemPage(
+        SIDEBAR,
+        [pages.Fact("Processor", "Cortex-A76 <4 cores>")],
+        [
+            pages.DeviceRow("CUDA", "Orin", "failed", "nvcc is missing.", "Install <it>."),
+            pages.DeviceRow("Processor", "Cortex-A78AE", "in use", "Runs every model.", ""),
+        ],
+        ["llama on cuda-sm_87: nvcc is missing"],
+        "Medium: models of up to about 1.4 billion weights.",
+        [pages.Fact("Memory is read at", "9.8 GB/s")],
+        "other programs leave no time",
+        False,
+        [pages.Fact("Version", "0.1.0")],
+    ),
 ]
 IDS = [f"{type(page).__name__}-{number}" for number, page in enumerate(SAMPLES)]
 
