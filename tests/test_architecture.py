@@ -36,6 +36,7 @@ LAYERS = [
         "appliance.engine.weights",
         "appliance.engine.native",
         "appliance.engine.probe",
+        "appliance.engine.measure",
         "appliance.engine.worker",
         "appliance.security",
         "appliance.discovery",
