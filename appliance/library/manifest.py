@@ -109,7 +109,7 @@ def decode(data: bytes, where: str) -> Manifest:
         raise DamagedError(f"{where}: the manifest is larger than {MAX_BYTES >> 20} MiB")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedError(f"{where}: the manifest is not valid: {error}") from error
     # Two names that differ in case alone are one file on many USB sticks.
     names = [file.name.lower() for file in manifest.files]

@@ -60,7 +60,7 @@ def look(client: httpx.Client, source: Peer, key: str) -> tuple[Manifest, tuple[
     data = read(client, listing, 16 * MAX_BYTES)
     try:
         models = msgspec.json.decode(data, type=dict[str, list[dict[str, object]]])["models"]
-    except (msgspec.DecodeError, KeyError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
         raise DownloadError(f"{source.host} does not answer as a Hob does", hint="Is it a Hob?") from error
     known = {str(model.get("reference")): model for model in models}
     chosen = known.get(source.model)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,7 +268,7 @@ def test_a_kill_at_any_moment_leaves_all_or_nothing(shelf: Shelf) -> None:
 
 def test_manifests_from_elsewhere_are_checked() -> None:
     """What a manifest may not say is refused with the place it came from."""
-    good = {
+    good: dict[str, Any] = {
         "format": 1,
         "name": "tiny",
         "added": 1,
@@ -277,8 +278,8 @@ def test_manifests_from_elsewhere_are_checked() -> None:
     }
     assert manifest.decode(json.dumps(good).encode(), "x").name == "tiny"
     file = {"name": "a.bin", "size": 1, "sha256": "0" * 64}
-    both = [*good["files"], file]  # type: ignore[misc] # a list, as written above
-    for change in (
+    both = [*good["files"], file]
+    changes: list[dict[str, Any]] = [
         {"format": 2},
         {"name": "../x"},
         {"name": "x/../y"},
@@ -295,9 +296,10 @@ def test_manifests_from_elsewhere_are_checked() -> None:
         {"files": [*both, {**file, "name": "b", "size": 2**60}]},
         {"files": [*both, {**file, "name": "b", "sha256": "xyz"}]},
         {"files": [{**file, "name": f"f{i}"} for i in range(10_001)]},
-    ):
-        with pytest.raises(DamagedError, match="^here: "):
+    ]
+    for change in changes:
+        with pytest.raises(DamagedError, match=r"^here: "):
             manifest.decode(json.dumps({**good, **change}).encode(), "here")
     for data in (b"", b"[]", b"{", b"\xff", b"[" * 100_000, b" " * 5 * 2**20):
-        with pytest.raises(DamagedError, match="^here: "):
+        with pytest.raises(DamagedError, match=r"^here: "):
             manifest.decode(data, "here")
