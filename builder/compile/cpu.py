@@ -1,10 +1,10 @@
-"""The CPU backends: hand-written kernels for everything that takes time.
+"""The CPU backend: hand-written kernels for everything that takes time.
 
 Activations are float32 rows. Kernels for one row and for many differ; which one is meant follows from the
 shape: a first dimension that is the constant 1, or a symbol.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,72 +13,47 @@ from tvm import relax, tirx
 from builder.compile import kv_cache
 from builder.compile.families.decoder import Attention
 from builder.compile.families.parameters import Parameter
-from builder.compile.kernels import activation, embedding, exact, packing, w4a8
+from builder.compile.kernels import activation
 from builder.compile.kernels.isa import Isa
 from builder.compile.kernels.vector import BLOCK
+from builder.compile.matrices import BLOCKS, ROWS, Matrix, Reads, hold
 from builder.compile.operators import Expr, Gate, Kernel, Operators, Weights
 from builder.compile.packing import Step
-from builder.compile.quantise import Tensor
+from builder.compile.quantise import Quantisation, Tensor
 
 
-class ExactBackend:
-    """Weights as they are on disk, float activations: exact up to float32's rounding."""
+class CpuBackend:
+    """Float activations, or int8 ones in blocks of 32 where `fast` and a matrix has four bits.
+
+    Without `fast` results are exact up to float32's rounding.
+    """
 
     dtype = "float32"
 
-    def __init__(self, isa: Isa, attention: Attention) -> None:
+    def __init__(self, isa: Isa, attention: Attention, quantisation: Quantisation, *, fast: bool) -> None:
         self.isa = isa
         self.plan = kv_cache.Plan.of(attention)
+        self.quantisation = quantisation
+        self.fast = fast
+        self._matrices: dict[str, Matrix] = {}
 
     def pack(self, parameter: Parameter, stored: tuple[Tensor, ...]) -> Step:
         if parameter.role == "vector":
             return as_float32(stored)
-        return Step(tuple(tensor.name for tensor in stored), stored)
+        form = self.quantisation.form(parameter.role)
+        matrix = hold(parameter, stored, form, self.isa, fast=self.fast)
+        self._matrices[parameter.name] = matrix
+        return matrix.step
 
     def operators(self, bb: Any, weights: Weights, kv: Expr | None = None) -> Operators:
-        return ExactOperators(bb, weights, kv, self.isa, self.plan)
+        return CpuOperators(bb, weights, self._matrices, kv, self.plan)
 
     def kv_cache(self, bb: Any, sizes: Sequence[Any]) -> Expr:
         return kv_cache.create(bb, self.plan, sizes, self.isa)
 
     def kernels(self) -> Mapping[str, Kernel]:
-        return {}
-
-
-class FastBackend:
-    """Packed int4 weights times int8 activations in blocks of 32, each with a scale of its own."""
-
-    dtype = "float32"
-
-    def __init__(self, isa: Isa, attention: Attention) -> None:
-        self.isa = isa
-        self.plan = kv_cache.Plan.of(attention)
-        self._packers: dict[str, Kernel] = {}
-
-    def pack(self, parameter: Parameter, stored: tuple[Tensor, ...]) -> Step:
-        if parameter.role == "vector":
-            return as_float32(stored)
-        rows, columns = parameter.shape
-        weight, scale = stored
-        kernel = packing.pack(rows, columns, self.isa, scale=scale.dtype)
-        self._packers[symbol(kernel)] = kernel
-        return Step(
-            (weight.name, scale.name),
-            (
-                Tensor(weight.name, packing.packed_shape(rows, columns, self.isa), "uint8"),
-                Tensor(scale.name, packing.scales_shape(rows, columns, self.isa), scale.dtype),
-            ),
-            symbol(kernel),
-        )
-
-    def operators(self, bb: Any, weights: Weights, kv: Expr | None = None) -> Operators:
-        return FastOperators(bb, weights, kv, self.isa, self.plan)
-
-    def kv_cache(self, bb: Any, sizes: Sequence[Any]) -> Expr:
-        return kv_cache.create(bb, self.plan, sizes, self.isa)
-
-    def kernels(self) -> Mapping[str, Kernel]:
-        return self._packers
+        packers = (matrix.packer for matrix in self._matrices.values() if matrix.packer is not None)
+        return {symbol(packer): packer for packer in packers}
 
 
 def as_float32(stored: tuple[Tensor, ...]) -> Step:
@@ -87,25 +62,68 @@ def as_float32(stored: tuple[Tensor, ...]) -> Step:
     return Step(names, tuple(Tensor(tensor.name, tensor.shape, "float32") for tensor in stored))
 
 
-@dataclass(frozen=True)
 class Rows:
-    """What `linear` reads, and how many rows it stands for: the tensor may be padded."""
+    """What `linear` reads: `count` rows in the form that its matrix wants, made when the first one asks."""
 
-    x: Expr
-    count: Any
+    def __init__(self, count: Any, makers: Mapping[Reads, Callable[[], Expr]]) -> None:
+        self.count = count
+        self._makers = makers
+        self._made: dict[Reads, Expr] = {}
+
+    def read(self, form: Reads) -> Expr:
+        """The rows as float32, or as int8 blocks."""
+        if form not in self._made:
+            self._made[form] = self._makers[form]()
+        return self._made[form]
 
 
 @dataclass(frozen=True)
-class _CpuOperators:
-    """What both backends compute in the same way; see `operators.Operators`."""
+class CpuOperators:
+    """See `operators.Operators`."""
 
     bb: Any
     weights: Weights
+    matrices: Mapping[str, Matrix]
     kv: Expr | None
-    isa: Isa
     plan: kv_cache.Plan
     # Positions of the function's tokens, once something has asked for them.
     _positions: list[Expr] = field(default_factory=list)
+
+    def embed(self, table: Parameter, ids: Expr, scale: float = 1.0) -> Expr:
+        kernel = self.matrices[table.name].lookup(scale)
+        return self.call(kernel, [*self.weights(table), ids], (ids.ty.shape[0], table.shape[1]))
+
+    def plain(self, x: Expr) -> Rows:
+        rows, width = x.ty.shape
+        return self.rows(lambda: x, activation.quantise(int(width), rows=one(rows)), [x], int(width))
+
+    def normed(self, x: Expr, weight: Parameter, eps: float) -> Rows:
+        rows, width = x.ty.shape
+        kernel = activation.rms_norm_quantise(int(width), eps, rows=one(rows))
+        return self.rows(lambda: self.norm(x, weight, eps), kernel, [x, self.vector(weight)], int(width))
+
+    def gated(self, gate_up: Expr, gate: Gate) -> Rows:
+        rows, width = gate_up.ty.shape[0], int(gate_up.ty.shape[1]) // 2
+        kernel = activation.gated(width, gate, rows=one(rows))
+        quantising = activation.gated_quantise(width, gate, rows=one(rows))
+        return self.rows(lambda: self.call(kernel, [gate_up], (rows, width)), quantising, [gate_up], width)
+
+    def rows(self, plain: Callable[[], Expr], quantising: Kernel, arguments: list[Expr], width: int) -> Rows:
+        """What gives `plain`, or the call of a kernel that makes blocks of the same columns."""
+        count = arguments[0].ty.shape[0]
+        padded = one(count) or activation.padded_rows(count)
+        shape = (padded, width // BLOCK, activation.WORDS)
+        return Rows(count, {ROWS: plain, BLOCKS: lambda: self.call(quantising, arguments, shape, "int32")})
+
+    def linear(
+        self, weight: Parameter, x: Rows, *, bias: Parameter | None = None, residual: Expr | None = None
+    ) -> Expr:
+        matrix = self.matrices[weight.name]
+        kernel = matrix.linear(rows=one(x.count), bias=bias is not None, residual=residual is not None)
+        added = [*given(bias and self.vector(bias)), *given(residual)]
+        return self.call(
+            kernel, [*self.weights(weight), x.read(matrix.reads), *added], (x.count, matrix.rows)
+        )
 
     def norm(self, x: Expr, weight: Parameter, eps: float, *, residual: Expr | None = None) -> Expr:
         rows, width = x.ty.shape
@@ -160,98 +178,9 @@ class _CpuOperators:
         return self.bb.emit(relax.call_tir(function, arguments, relax.TensorType(shape, dtype)))
 
 
-@dataclass(frozen=True)
-class ExactOperators(_CpuOperators):
-    """Float activations."""
-
-    def embed(self, table: Parameter, ids: Expr, scale: float = 1.0) -> Expr:
-        (vocab, width), weights = table.shape, self.weights(table)
-        kernel = embedding.lookup(vocab, width, self.isa, weight=form(weights), multiplier=scale)
-        return self.call(kernel, [*weights, ids], (ids.ty.shape[0], width))
-
-    def plain(self, x: Expr) -> Rows:
-        return Rows(x, x.ty.shape[0])
-
-    def normed(self, x: Expr, weight: Parameter, eps: float) -> Rows:
-        return self.plain(self.norm(x, weight, eps))
-
-    def gated(self, gate_up: Expr, gate: Gate) -> Rows:
-        rows, width = gate_up.ty.shape
-        kernel = activation.gated(int(width) // 2, gate, rows=one(rows))
-        return self.plain(self.call(kernel, [gate_up], (rows, int(width) // 2)))
-
-    def linear(
-        self, weight: Parameter, x: Rows, *, bias: Parameter | None = None, residual: Expr | None = None
-    ) -> Expr:
-        (n, k), weights = weight.shape, self.weights(weight)
-        kernel = exact.linear(
-            n,
-            k,
-            self.isa,
-            weight=form(weights),
-            rows=one(x.count),
-            bias=bias is not None,
-            residual=residual is not None,
-        )
-        constant = given(bias and self.vector(bias))
-        return self.call(kernel, [*weights, x.x, *constant, *given(residual)], (x.count, n))
-
-
-@dataclass(frozen=True)
-class FastOperators(_CpuOperators):
-    """Activations in int8 blocks."""
-
-    def embed(self, table: Parameter, ids: Expr, scale: float = 1.0) -> Expr:
-        (vocab, width), weights = table.shape, self.weights(table)
-        dtype = str(weights[1].ty.dtype)
-        kernel = embedding.lookup_packed(vocab, width, self.isa, scale=dtype, multiplier=scale)
-        return self.call(kernel, [*weights, ids], (ids.ty.shape[0], width))
-
-    def plain(self, x: Expr) -> Rows:
-        rows, width = x.ty.shape
-        return self.blocks(activation.quantise(int(width), rows=one(rows)), [x], rows, int(width))
-
-    def normed(self, x: Expr, weight: Parameter, eps: float) -> Rows:
-        rows, width = x.ty.shape
-        kernel = activation.rms_norm_quantise(int(width), eps, rows=one(rows))
-        return self.blocks(kernel, [x, self.vector(weight)], rows, int(width))
-
-    def gated(self, gate_up: Expr, gate: Gate) -> Rows:
-        rows, width = gate_up.ty.shape
-        kernel = activation.gated_quantise(int(width) // 2, gate, rows=one(rows))
-        return self.blocks(kernel, [gate_up], rows, int(width) // 2)
-
-    def blocks(self, kernel: Kernel, arguments: list[Expr], rows: Any, width: int) -> Rows:
-        """Call a kernel that makes blocks of `width` columns."""
-        padded = one(rows) or activation.padded_rows(rows)
-        return Rows(self.call(kernel, arguments, (padded, width // BLOCK, activation.WORDS), "int32"), rows)
-
-    def linear(
-        self, weight: Parameter, x: Rows, *, bias: Parameter | None = None, residual: Expr | None = None
-    ) -> Expr:
-        (n, k), weights = weight.shape, self.weights(weight)
-        kernel = w4a8.linear(
-            n,
-            k,
-            self.isa,
-            scale=str(weights[1].ty.dtype),
-            rows=one(x.count),
-            bias=bias is not None,
-            residual=residual is not None,
-        )
-        constant = given(bias and self.vector(bias))
-        return self.call(kernel, [*weights, x.x, *constant, *given(residual)], (x.count, n))
-
-
 def given(argument: Expr | None) -> list[Expr]:
     """An optional argument of a kernel."""
     return [] if argument is None else [argument]
-
-
-def form(weights: list[Expr]) -> str:
-    """How the exact kernels call the form that a matrix has on disk."""
-    dtype = str(weights[-1].ty.dtype)
-    return dtype if len(weights) == 1 else {"float16": "q4f16", "float32": "q4f32"}[dtype]
 
 
 def one(rows: Any) -> int | None:

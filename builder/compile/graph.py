@@ -8,7 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from builder.compile.cpu import ExactBackend, FastBackend
+from builder.compile.cpu import CpuBackend
 from builder.compile.families import family
 from builder.compile.families.decoder import Attention
 from builder.compile.families.fields import Fields
@@ -108,10 +108,7 @@ def choose_backend(
     attention: Attention, quantisation: Quantisation, target: Target, kernels: Kernels
 ) -> Backend:
     """The way to compute that a target and a weight format call for."""
-    isa = ISAS[target.isa]
-    # Unquantised weights have no fast form: their kernels are the exact ones.
-    fast = kernels == "fast" and quantisation.bits == 4
-    return FastBackend(isa, attention) if fast else ExactBackend(isa, attention)
+    return CpuBackend(ISAS[target.isa], attention, quantisation, fast=kernels == "fast")
 
 
 def lower(module: Any, target: Any) -> Any:

@@ -32,8 +32,10 @@ SOURCES = (
     "kv_cache.py",
     "library.py",
     "linker.py",
+    "matrices.py",
     "operators.py",
     "packing.py",
+    "quantise.py",
     "targets.py",
 )
 
