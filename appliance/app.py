@@ -16,16 +16,19 @@ from starlette.routing import Route
 from appliance.api import account, library, openai, problem, system
 from appliance.config import Settings
 from appliance.engine.base import Engine
-from appliance.engine.client import EngineClient
+from appliance.engine.choice import make_engine
 from appliance.errors import HobError
 from appliance.inference import Inference
+from appliance.jobs import Jobs
 from appliance.measuring import Measuring
 from appliance.models import Models
 from appliance.overview import Observer
+from appliance.residency import Pins, keep
 from appliance.security import Gate, SecurityMiddleware, caller
 from appliance.security.headers import harden
 from appliance.store import Store
 from appliance.system import Readiness, Watcher
+from appliance.workshop import Workshop
 from webui import machine, views
 
 log = logging.getLogger(__name__)
@@ -43,15 +46,23 @@ def create_app(
 
     Raises:
         StoreError: the database cannot be opened.
+        SettingsError: a file that the settings name cannot be read.
     """
     store = Store(settings.data_dir / "hob.db")
     models = Models(settings)
-    own = EngineClient(threads=settings.threads) if engine is None else None
+    own = make_engine(settings) if engine is None else None
     engine = own or engine
     assert engine is not None
     watcher = watcher or Watcher()
-    readiness = Readiness(models, engine, watcher)
-    inference = Inference(models, engine, store)
+    upstreams = None
+    if settings.upstreams:
+        from appliance.upstream.directory import Upstreams  # an HTTP client, which most homes do not need
+
+        upstreams = Upstreams(settings.upstreams)
+    readiness = Readiness(models, engine, watcher, upstreams)
+    inference = Inference(models, None if settings.engine == "upstream" else engine, store, upstreams)
+    jobs = Jobs(store, settings)
+    pins = Pins(store)
     measuring = Measuring(models, engine, settings.data_dir, settings.threads)
     observer = Observer(settings, models, engine, "native", readiness, measuring, store)
     gate = Gate.open(settings, store)
@@ -72,7 +83,12 @@ def create_app(
         # Not waited for: the service answers from its first moment, if only that it is starting.
         # An engine that does not start goes on trying; /healthz tells.
         tasks = [asyncio.create_task(own.start())] if own else []
+        if upstreams:
+            upstreams.start()
         readiness.start()
+        await jobs.start()
+        await pins.load()
+        tasks.append(asyncio.create_task(keep(readiness, pins.__contains__, settings.unload_after)))
         tasks.append(asyncio.create_task(measuring.run()))
         if settings.lan:
             from appliance.discovery import Announcer  # a tenth of a second that only a LAN is worth
@@ -86,7 +102,10 @@ def create_app(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await readiness.close()
+            await jobs.close()
             await end_streams()
+            if upstreams:
+                await upstreams.close()
             store.close()
 
     async def healthz(request: Request) -> Response:
@@ -124,6 +143,10 @@ def create_app(
     app.state.inference = inference
     app.state.gate = gate
     app.state.readiness = readiness
+    app.state.upstreams = upstreams
+    app.state.jobs = jobs
+    app.state.pins = pins
+    app.state.workshop = Workshop(settings, models, jobs, pins, readiness)
     app.state.measuring = measuring
     app.state.observer = observer
     app.state.end_streams = end_streams

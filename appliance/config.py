@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from appliance.errors import SettingsError
+from appliance.upstream.settings import Upstream, distinct
 
 DEVICE = r"^(cuda|metal|vulkan|cpu|cuda-sm_\d{2,3}a?)$"
 """What the setting `devices` may list: a kind, or one of CUDA's targets, which is then tried unasked."""
@@ -80,6 +81,13 @@ class Settings(BaseSettings):
         "next",
         description="When a device fails a model: next tries the one after it, refuse says so and stops.",
     )
+    engine: Literal["auto", "native", "mlc", "upstream"] = Field(
+        "auto",
+        description="What runs models: native (Hob), mlc (MLC-LLM), upstream (other servers alone).",
+    )
+    upstreams: Annotated[Names[Upstream], AfterValidator(distinct)] = Field(
+        (), description="Other servers whose models are offered too; see [engines](engines.md)."
+    )
     threads: int = Field(0, ge=0, description="Engine threads; 0 means one per physical core.")
     kernels: Literal["fast", "exact"] = Field(
         "fast", description="fast: int8 activations; exact: float activations, slower."
@@ -114,8 +122,10 @@ def load_settings(**flags: Any) -> Settings:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         variable = f"HOB_{first['loc'][0]}".upper()
+        # What is written there by mistake may be a key or a password.
+        got = "" if first["loc"][0] == "upstreams" else f" (got {first['input']!r})"
         raise SettingsError(
-            f"setting {key!r}: {first['msg']} (got {first['input']!r})",
+            f"setting {key!r}: {first['msg']}{got}",
             hint=f"It is set by a flag, {variable}, or one of {', '.join(map(str, config_files()))}.",
         ) from error
 

@@ -1,27 +1,33 @@
 """Whether this Hob can answer right now."""
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from appliance.engine.base import Engine
-from appliance.errors import DeviceError, EngineUnavailableError, HobError
+from appliance.errors import DeviceError, EngineUnavailableError, HobError, UnknownModelError
 from appliance.models import Installed, Models
 
 STATS_TIMEOUT = 2.0
 """Seconds an engine may take to say how it is; it answers between two tokens."""
 
+SECOND_LOOK = 2.0
+"""Seconds between two looks whether what made the default model fail has changed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`ok`: the engine has a model loaded. `starting`: it will soon. `failed`: somebody must act.
+    """`ok`: the engine answers. `starting`: it will soon. `failed`: somebody must act.
 
+    `loaded` is false for a model that left memory while nobody used it: the next request brings it back.
     `running` and `waiting` count the engine's requests.
     """
 
     status: Literal["ok", "starting", "failed"]
     model: str
     reason: str = ""
+    loaded: bool = True
     running: int = 0
     waiting: int = 0
 
@@ -39,15 +45,29 @@ class Watcher:
         """On the LAN Hob is called `host` (with .local) from now on; "" means no name."""
 
 
+class Elsewhere(Protocol):
+    """Where a default model may be that is not on this machine."""
+
+    async def problem(self, name: str) -> str | None:
+        """Why the model of this name cannot answer now; empty when it can, None when nobody has it."""
+        ...
+
+
 class Readiness:
     """Loads the default model and watches that the engine keeps one."""
 
-    def __init__(self, models: Models, engine: Engine, watcher: Watcher) -> None:
+    def __init__(
+        self, models: Models, engine: Engine, watcher: Watcher, elsewhere: Elsewhere | None = None
+    ) -> None:
+        """`elsewhere`: the other servers, if there are any."""
         self._models = models
         self._engine = engine
         self._watcher = watcher
+        self._others = elsewhere
         self._preparing: asyncio.Task[None] | None = None
         self._health = Health("starting", models.default, "the engine is starting")
+        self._resting = False
+        self._failed: tuple[float, object] = 0.0, None  # when the state was last compared, and the state
 
     def start(self) -> None:
         """Begin to load the default model, unless that is under way."""
@@ -55,7 +75,15 @@ class Readiness:
             self._preparing = asyncio.create_task(self._prepare())
 
     async def health(self) -> Health:
-        """The state of things. Finds an engine that lost its model, and has it loaded again."""
+        """The state of things. Finds an engine that lost its model, and has it loaded again.
+
+        A default model that failed is tried again when its files, or the choice of it, have changed.
+        """
+        if health := await self._elsewhere():
+            return health
+        if self._health.status == "failed" and self._changed():
+            self._health = Health("starting", self._models.default, "trying again")
+            self.start()
         if self._health.status != "ok":
             return self._health
         try:
@@ -65,17 +93,53 @@ class Readiness:
             return Health("starting", self._models.default, error.message)
         except TimeoutError:
             return Health("failed", self._models.default, "the engine does not answer")
-        if not stats.model:
+        if stats.model:
+            self._resting = False
+        elif not self._resting:
             self._health = Health("starting", self._models.default, "the engine has started anew")
             self.start()
             return self._health
-        return replace(self._health, running=stats.running, waiting=stats.waiting)
+        return replace(self._health, loaded=bool(stats.model), running=stats.running, waiting=stats.waiting)
+
+    async def idle(self) -> tuple[str, float]:
+        """As `residency.Resident.idle`."""
+        async with asyncio.timeout(STATS_TIMEOUT):
+            stats = await self._engine.stats()
+        return self._models.name_of(stats.model), stats.idle
+
+    async def rest(self) -> None:
+        """As `residency.Resident.rest`."""
+        self._resting = True
+        await self._engine.unload()
+
+    def _changed(self) -> bool:
+        """Whether the default model is another, or other files, than when it failed."""
+        now = time.monotonic()
+        when, state = self._failed
+        if now - when < SECOND_LOOK:
+            return False
+        self._failed = now, state
+        return self._models.signature() != state
 
     async def close(self) -> None:
         """Stop loading."""
         if self._preparing is not None:
             self._preparing.cancel()
             await asyncio.wait([self._preparing])
+
+    async def _elsewhere(self) -> Health | None:
+        """The state of a default model that only another server has; None for any other default model."""
+        name = self._models.default
+        if self._others is None:
+            return None
+        try:
+            self._models.get(name)
+        except UnknownModelError:
+            problem = await self._others.problem(name)
+            return None if problem is None else Health("failed" if problem else "ok", name, problem)
+        except HobError:  # it is here, and damaged
+            pass
+        return None
 
     async def _load(self, installed: Installed) -> None:
         """Load a model on the first device that runs it."""
@@ -95,6 +159,10 @@ class Readiness:
         name = self._models.default
         told = False
         while True:
+            signature = self._models.signature()
+            if health := await self._elsewhere():
+                self._health = health
+                break
             try:
                 installed = self._models.get()
                 self._health = Health("starting", name, f"{name} is being loaded")
@@ -106,6 +174,7 @@ class Readiness:
                     self._watcher.settled(self._health)
                 await asyncio.sleep(error.retry_after or 1)
             except HobError as error:
+                self._failed = time.monotonic(), signature
                 self._health = Health("failed", name, error.explanation)
                 break
             else:

@@ -45,7 +45,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data_dir(tmp_path: Path, libraries: Path) -> Path:
     """A fresh data folder with the test models, compiled."""
-    return _fresh(tmp_path / "data", libraries)
+    return fresh(tmp_path / "data", libraries)
 
 
 @pytest.fixture
@@ -67,13 +67,14 @@ def start_hob(data_dir: Path) -> Iterator[StartHob]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Iterator[Hob]:
     """One service shared by all tests that leave it as it is; its chats are anybody's."""
-    hob = start(_fresh(tmp_path_factory.mktemp("server"), libraries))
+    hob = start(fresh(tmp_path_factory.mktemp("server"), libraries))
     yield hob
     hob.stop()
     assert not hob.complaints(), hob.complaints()
 
 
-def _fresh(folder: Path, libraries: Path) -> Path:
+def fresh(folder: Path, libraries: Path) -> Path:
+    """A data folder with the test models, compiled."""
     folder.mkdir(exist_ok=True)
     _add_models(folder)
     (folder / "libraries").symlink_to(libraries)

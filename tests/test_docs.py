@@ -9,6 +9,7 @@ import pytest
 
 from appliance.cli import hob
 from appliance.config import Settings
+from appliance.upstream.settings import Upstream
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +41,17 @@ def test_every_setting_is_documented() -> None:
     assert settings_table() in (ROOT / "docs/settings.md").read_text(), (
         f"it should read\n\n{settings_table()}\n"
     )
+
+
+def test_every_field_of_an_upstream_is_documented() -> None:
+    """docs/engines.md has a row for every field of `upstreams`, with the description that the class yields."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", (ROOT / "docs/engines.md").read_text(), re.M)
+    assert {name: text for name, _, text in rows} == {
+        name: field.description for name, field in Upstream.model_fields.items()
+    }
+    for name, default, _ in rows:
+        value = Upstream.model_fields[name].default
+        assert default == f"`{value}`" or not isinstance(value, int)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import click
 
 from appliance.cli.options import settings_options
 from appliance.config import Settings, load_settings
+from appliance.engine.absent import Absent
+from appliance.engine.choice import make_engine
 from appliance.engine.client import EngineClient
 from appliance.errors import SettingsError
 
@@ -41,9 +43,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     if settings.log_level == "info":
         # What these say about each start, stop and request is of interest to developers only.
-        for name in ("uvicorn.error", "uvicorn.access", "appliance.engine.client"):
+        for name in ("uvicorn.error", "uvicorn.access", "appliance.engine.client", "httpx2"):
             logging.getLogger(name).setLevel(logging.WARNING)
-    engine = EngineClient(threads=settings.threads)
+    engine = make_engine(settings)
     # The engine's process starts while this one imports the web stack, which takes as long. One that does not
     # start goes on trying; /healthz tells.
     starting = asyncio.create_task(engine.start())
@@ -56,7 +58,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         await engine.close()
 
 
-def _web() -> Callable[[Settings, socket.socket, EngineClient], Awaitable[None]]:
+def _web() -> Callable[[Settings, socket.socket, EngineClient | Absent], Awaitable[None]]:
     """Import what serves the web, and return it."""
     from appliance.cli.web import serve
 

@@ -1,0 +1,35 @@
+"""Which engine runs the models of this machine, and how to reach it."""
+
+import importlib.util
+import sys
+from typing import Literal
+
+from appliance.config import Settings
+from appliance.engine.absent import Absent
+from appliance.engine.client import EngineClient
+from appliance.hardware.describe import detect
+from appliance.hardware.devices import candidates
+
+Kind = Literal["native", "mlc", "upstream"]
+
+
+def engine_kind(settings: Settings) -> Kind:
+    """The engine of the setting `engine`. With "auto": MLC-LLM where it is installed and a GPU computes.
+
+    MLC-LLM is looked for without importing it, and the hardware only where it is there.
+    """
+    if settings.engine != "auto":
+        return settings.engine
+    if importlib.util.find_spec("mlc_llm") is None:
+        return "native"
+    first = next(one for one in candidates(detect(), settings.devices) if one.usable)
+    return "native" if first.kind == "cpu" else "mlc"
+
+
+def make_engine(settings: Settings) -> EngineClient | Absent:
+    """The engine of these settings; it does nothing before `start`."""
+    kind = engine_kind(settings)
+    if kind == "upstream":
+        return Absent()
+    command = (sys.executable, "-m", "appliance.engine.mlc") if kind == "mlc" else None
+    return EngineClient(threads=settings.threads, worker_command=command)
