@@ -18,19 +18,23 @@ Tensors must be aligned to 64 bytes: those allocated by TVM's runtime are, those
 The menu: `factory(...)  f(inputs..., outputs...)`; shapes and limits are in each docstring
     activation.quantise(k, rows=…)                          f(x[m,k], blocks)
     activation.rms_norm_quantise(k, eps, rows=…)            f(x[m,k], gamma[k], blocks)
-    activation.silu_mul_quantise(k, rows=…)                 f(gate_up[m,2k], blocks)
-    activation.rms_norm(k, eps, rows=…)                     f(x[m,k], gamma[k], y[m,k])
-    activation.silu_mul(k, rows=…)                          f(gate_up[m,2k], y[m,k])
+    activation.gated_quantise(k, gate, rows=…)              f(gate_up[m,2k], blocks)
+    activation.rms_norm(k, eps, rows=…, residual=…)         f(x[m,k], gamma[k], [residual[m,k],] y[m,k])
+    activation.gated(k, gate, rows=…)                       f(gate_up[m,2k], y[m,k])
+    activation.soft_cap(k, cap, rows=…)                     f(x[m,k], y[m,k])
     packing.pack(n, k, isa, scale=…)                        f(q_weight, q_scale, packed, scales)
     packing.packed_shape(n, k, isa), packing.scales_shape(n, k, isa)
-    w4a8.linear(n, k, isa, scale=…, rows=…, residual=…)     f(packed, scales, blocks, [residual[m,n],] y[m,n])
-    exact.linear(n, k, isa, weight=…, rows=…, residual=…)   f(*weight, x[m,k], [residual[m,n],] y[m,n])
-    embedding.lookup_packed(vocab, k, isa, scale=…)         f(packed, scales, ids[t] int32, y[t,k])
-    embedding.lookup(vocab, k, isa, weight=…)               f(*weight, ids[t] int32, y[t,k])
-    rotary.split_rotary(heads, rotary.frequencies(…))       tir_split_rotary           of TVM's paged KV cache
+    w4a8.linear(n, k, isa, scale=…, rows=…, …)              f(packed, scales, blocks, *added, y[m,n])
+    exact.linear(n, k, isa, weight=…, rows=…, …)            f(*weight, x[m,k], *added, y[m,n])
+        both with bias=…, residual=…: added is [bias[n],] [residual[m,n]]
+    embedding.lookup_packed(vocab, k, isa, scale=…, …)      f(packed, scales, ids[t] int32, y[t,k])
+    embedding.lookup(vocab, k, isa, weight=…, …)            f(*weight, ids[t] int32, y[t,k])
+        both with multiplier=…
+    qkv.finish(heads, eps=…, rates=…, …)                    f(qkv, [q_gamma, k_gamma,] [positions,] out)
+    rotary.split_rotary(heads, rates, gain)                 tir_split_rotary           of TVM's paged KV cache
     kv_pages.append(heads)                                  kv_cache_transpose_append  of the same
-    paged_attention.ragged_prefill(heads, isa)              tir_attention_prefill_ragged_cpu
-    paged_attention.paged_prefill(heads, isa)               tir_attention_prefill_cpu
-    paged_attention.decode(heads, isa)                      tir_attention_decode_cpu
+    paged_attention.ragged_prefill(heads, isa, scoring)     tir_attention_prefill_ragged_cpu
+    paged_attention.paged_prefill(heads, isa, scoring)      tir_attention_prefill_cpu
+    paged_attention.decode(heads, isa, scoring)             tir_attention_decode_cpu
     attention_state.merge(heads)                            tir_attention_merge_state_cpu
 """

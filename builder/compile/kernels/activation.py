@@ -234,13 +234,3 @@ def _float_rows(y: Buffer, m: Expr, k: int, source: Callable[[Expr], Callable[[E
         values = source(row)
         with T.serial(0, k // vec.LANES) as part:
             vec.store(y, values(part * vec.LANES), row, part * vec.LANES)
-
-
-def silu_mul(k: int, *, rows: int | None = None) -> PrimFunc:
-    """`gated` with SiLU."""
-    return gated(k, "silu", rows=rows)
-
-
-def silu_mul_quantise(k: int, *, rows: int | None = None) -> PrimFunc:
-    """`gated_quantise` with SiLU."""
-    return gated_quantise(k, "silu", rows=rows)

@@ -1,15 +1,13 @@
 """Rotary position embedding (RoFormer, arXiv:2104.09864) of queries and keys, and the split of qkv.
 
-Rotation pairs dimension i with i + half, as Llama and its relatives do; frequencies are computed here once
-and become constants of the kernel, angles are products in float32: both as Hugging Face transformers has
-them.
+Rotation pairs dimension i with i + half, as Llama and its relatives do. Frequencies are constants of the
+kernel, angles are products in float32, as Hugging Face transformers has them.
 """
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -21,46 +19,12 @@ from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 from builder.errors import UnsupportedError
 
 
-def frequencies(theta: float, dim: int, scaling: Mapping[str, Any] | None = None) -> tuple[float, ...]:
-    """Angles per position of the dim/2 pairs, each exactly a float32.
-
-    `scaling` is the model's rope_scaling: absent, {"rope_type": "default"}, "linear" (factor), or "llama3"
-    (factor, low_freq_factor, high_freq_factor, original_max_position_embeddings; Llama 3.1's rule).
-
-    Raises:
-        UnsupportedError: another rope_type, naming it.
-    """
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    plain = (np.float32(1.0) / np.power(np.float32(theta), exponents)).astype(np.float32)
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if scaling is None or kind == "default":
-        return tuple(float(f) for f in plain)
-    if kind == "linear":
-        return tuple(float(f) for f in plain / np.float32(scaling["factor"]))
-    if kind != "llama3":
-        raise UnsupportedError(
-            f"rope_scaling type {kind!r} is not supported",
-            hint="Supported: default, linear, llama3.",
-        )
-    factor, low, high = (
-        scaling["factor"],
-        scaling["low_freq_factor"],
-        scaling["high_freq_factor"],
-    )
-    context = scaling["original_max_position_embeddings"]
-    turns = context * plain.astype(np.float64) / (2 * math.pi)
-    # Fewer turns than `low` over the original context: interpolated; more than `high`: kept; a ramp in
-    # between.
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return tuple(float(f) for f in ((1 - kept) * plain / factor + kept * plain).astype(np.float32))
-
-
 def split_rotary(heads: Heads, rates: Sequence[float], gain: float = 1.0) -> PrimFunc:
     """f(qkv [t, heads + 2 kv_heads, dim], position_map int32 [t], q, k, v, apply_rope int64), data float32.
 
-    q [t, heads, dim], k and v [t, kv_heads, dim]. `rates` are the `frequencies` of the rotated dimensions,
-    at most dim/2 and a multiple of 8 of them, or none; further dimensions pass through. `gain` multiplies
-    cosine and sine. apply_rope = 0 only splits.
+    q [t, heads, dim], k and v [t, kv_heads, dim]. `rates` are the angles per position of the rotated
+    pairs, at most dim/2 and a multiple of 8 of them, or none; further dimensions pass through. `gain`
+    multiplies cosine and sine. apply_rope = 0 only splits.
     """
     check(heads, rates)
 

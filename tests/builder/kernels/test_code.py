@@ -5,8 +5,8 @@ import re
 import pytest
 import tvm
 
-from builder.compile.kernels import activation, embedding, exact, packing, paged_attention, rotary, w4a8
-from builder.compile.kernels.attention import Heads
+from builder.compile.kernels import activation, embedding, exact, packing, paged_attention, qkv, rotary, w4a8
+from builder.compile.kernels.attention import Heads, Scoring
 from builder.compile.kernels.isa import AVX2, AVX512_VNNI, GENERIC, NEON_DOT, Isa
 
 ARM = {"mtriple": "aarch64-unknown-linux-gnu", "mcpu": "generic"}
@@ -40,14 +40,16 @@ def test_plain_vectors_call_no_routine(target: dict[str, object]) -> None:
     heads = Heads(1, 2, 32)
     code = assembly(
         [
-            activation.silu_mul_quantise(64),
+            activation.gated_quantise(64, "gelu"),
+            activation.soft_cap(64, 30.0),
             activation.rms_norm(64, 1e-5),
             embedding.lookup_packed(32, 64, GENERIC),
             exact.linear(32, 64, GENERIC, weight="q4f16"),
             exact.linear(32, 64, GENERIC, weight="float16"),
             packing.pack(32, 64, GENERIC),
-            paged_attention.decode(heads, GENERIC),
-            rotary.split_rotary(heads, rotary.frequencies(10000.0, 32)),
+            paged_attention.decode(heads, GENERIC, Scoring(window=64, cap=50.0)),
+            qkv.finish(heads, eps=1e-6, rates=(1.0,) * 16),
+            rotary.split_rotary(heads, (1.0,) * 16),
             w4a8.linear(32, 64, GENERIC),
         ],
         target,

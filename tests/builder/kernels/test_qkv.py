@@ -8,10 +8,10 @@ from builder.compile.kernels.attention import Heads
 from builder.compile.kernels.isa import Isa
 from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, Library, Out, compiled
-from tests.builder.kernels.test_rotary import rotated
+from tests.builder.kernels.test_rotary import rates_of, rotated
 
 HEADS, EPS, GAIN = Heads(2, 6, 80), 1e-6, 1.125
-RATES = tuple(float(rate) for rate in (1e4 ** -(np.arange(40) / 40)).astype(np.float32))
+RATES = rates_of(80)
 TOKENS = 5
 
 

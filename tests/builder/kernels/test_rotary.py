@@ -10,15 +10,14 @@ from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled
 
 HEADS = Heads(2, 6, 80)
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-RATES = rotary.frequencies(10000.0, 80, LLAMA3)
-PARTIAL = rotary.frequencies(10000.0, 32)
+
+
+def rates_of(dim: int) -> tuple[float, ...]:
+    """Llama's."""
+    return tuple(float(rate) for rate in (1e4 ** -(np.arange(0, dim, 2) / dim)).astype(np.float32))
+
+
+RATES, PARTIAL = rates_of(80), rates_of(32)
 
 
 @pytest.fixture(scope="module")
@@ -78,34 +77,10 @@ def test_only_split(library: Library, rng: np.random.Generator, name: str, apply
     np.testing.assert_array_equal(np.concatenate([q, k, v], axis=1), qkv)
 
 
-def test_llama3_frequencies() -> None:
-    """High frequencies are kept, low ones divided by the factor, those between lie between."""
-    plain = np.array(rotary.frequencies(10000.0, 80))
-    turns = 64 * plain / (2 * np.pi)
-    scaled = np.array(RATES)
-    np.testing.assert_array_equal(scaled[turns > 4], plain[turns > 4])
-    np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
-    between = (turns > 1) & (turns < 4)
-    assert between.any()
-    assert ((scaled < plain) & (scaled > plain / 8))[between].all()
-
-
-def test_other_frequencies() -> None:
-    """No scaling and "default" are the same, "linear" divides, an unknown type is refused by name."""
-    plain = rotary.frequencies(10000.0, 64)
-    assert plain[0] == 1.0
-    assert rotary.frequencies(10000.0, 64, {"rope_type": "default"}) == plain
-    np.testing.assert_allclose(
-        rotary.frequencies(10000.0, 64, {"type": "linear", "factor": 4.0}), np.array(plain) / 4, rtol=1e-6
-    )
-    with pytest.raises(UnsupportedError, match="dynamic"):
-        rotary.frequencies(10000.0, 64, {"rope_type": "dynamic", "factor": 2.0})
-
-
 def test_odd_rotary_dimensions_are_refused() -> None:
     """Fewer than 16 dimensions at a time cannot be rotated."""
     with pytest.raises(UnsupportedError, match="24 rotary dimensions of 80"):
-        rotary.split_rotary(HEADS, rotary.frequencies(10000.0, 24))
+        rotary.split_rotary(HEADS, rates_of(24))
 
 
 def test_append(library: Library, rng: np.random.Generator) -> None:
