@@ -11,17 +11,21 @@ from typing import Final
 from appliance.config import Settings
 from appliance.domain import ModelCard
 from appliance.errors import ConflictError, EngineUnavailableError, InvalidRequestError
+from appliance.hardware.memory import Fit
 from appliance.jobs import Jobs
 from appliance.library import default
 from appliance.library.add import Plan, plan
 from appliance.library.download import session
+from appliance.library.fit import judge
+from appliance.library.manifest import Manifest, Origin
 from appliance.library.offer import find
-from appliance.library.shelf import Entry
+from appliance.library.shelf import Entry, describe
 from appliance.library.source import Local, Peer, parse
 from appliance.models import GUIDE, Models
 from appliance.residency import Pins
 from appliance.store import Job
 from appliance.system import Readiness
+from builder.compile.mlc import MLCDirectory
 
 QUANTISATION: Final = "q4f16_1"
 
@@ -85,6 +89,34 @@ class Workshop:
             for card in cards
         ]
 
+    async def fit(self, name: str) -> Fit:
+        """Whether an installed model fits, were the loaded one to give way.
+
+        Raises:
+            ModelLoadError: it is damaged.
+        """
+        return await asyncio.to_thread(self._fit, name)
+
+    def _fit(self, name: str) -> Fit:
+        directory = MLCDirectory.open(self._models.get(name).directory)
+        return judge(directory.nbytes, directory.config, self._settings.context)
+
+    async def packed(self, name: str) -> tuple[Manifest, Path]:
+        """The manifest and the directory of a model that is to leave as one file.
+
+        Raises:
+            ModelLoadError: it is damaged.
+        """
+        installed = self._models.get(name)
+        if name == GUIDE:
+            entry = Entry(GUIDE, installed.directory, None, "", current=True)
+        else:
+            entry = await asyncio.to_thread(self._models.shelf.find, name)
+        if entry.manifest is not None:
+            return entry.manifest, entry.path
+        origin = Origin("file", str(entry.path))
+        return await asyncio.to_thread(describe, entry.path, entry.name, origin, ""), entry.path
+
     async def look(self, source: str, key: str = "") -> Plan:
         """Say what adding a source would mean, before anything is fetched.
 
@@ -100,9 +132,15 @@ class Workshop:
         return plan(offer, name="", quantization=QUANTISATION, context=self._settings.context)
 
     async def add(
-        self, source: str, key: str = "", *, quantization: str = QUANTISATION, force: bool = False
+        self,
+        source: str,
+        key: str = "",
+        *,
+        name: str = "",
+        quantization: str = QUANTISATION,
+        force: bool = False,
     ) -> Job:
-        """Add a model from wherever it is; see `hob model add`.
+        """Add a model from wherever it is; see `hob model add`. `name` "" makes one of the source.
 
         Raises:
             InvalidRequestError: that is no source.
@@ -117,11 +155,12 @@ class Workshop:
             )
         options = ["--force"] if force else []
         if isinstance(parsed, Peer):
-            arguments = ["--from", parsed.host, *options, "--", parsed.model]
+            options += [f"--as={name}"] if name else []
+            arguments = [f"--from={parsed.host}", *options, "--", parsed.model]
             return await self._jobs.add("copy", source, arguments, key)
-        return await self._jobs.add(
-            "add", source, ["--quantization", quantization, *options, "--", source], key
-        )
+        options += [f"--name={name}"] if name else []
+        arguments = [f"--quantization={quantization}", *options, "--", source]
+        return await self._jobs.add("add", source, arguments, key)
 
     async def verify(self, name: str) -> Job:
         """Compare a model's files with their checksums."""

@@ -15,6 +15,7 @@ from webui.presenters import size
 from webui.responses import render, service, sidebar
 
 KINDS: Final = {"cuda": "CUDA", "metal": "Metal", "vulkan": "Vulkan", "cpu": "Processor"}
+WHERE: Final = KINDS | {"cpu": "the processor"}
 ENGINES: Final = {"native": "Hob's own", "mlc": "MLC-LLM's", "upstream": "none; other servers answer"}
 
 
@@ -93,7 +94,7 @@ def measures(overview: Overview, now: datetime) -> Iterator[Fact]:
     known = overview.speed
     if known.date is not None:
         when = datetime.fromtimestamp(known.date, now.tzinfo)
-        yield Fact("Measured", f"{when:%-d %B %Y, %H:%M}, on {KINDS[known.target.partition('-')[0]]}")
+        yield Fact("Measured", f"{when:%-d %B %Y, %H:%M}, on {WHERE[known.target.partition('-')[0]]}")
     if known.bandwidth is not None:
         yield Fact("Memory is read at", f"{known.bandwidth:.1f} GB/s")
     if known.decode and known.prefill:
@@ -111,7 +112,7 @@ def engine(overview: Overview) -> Iterator[Fact]:
     yield Fact("Running for", duration(overview.uptime))
     yield Fact("Engine", ENGINES.get(state.kind, state.kind))
     if state.model:
-        where = KINDS.get(state.target.partition("-")[0], "")
+        where = WHERE.get(state.target.partition("-")[0], "")
         yield Fact("Loaded", f"{state.model}{f' on {where}' if where else ''}, {size(state.memory)}")
     elif state.status == "ok":
         yield Fact("Loaded", "nothing; the next question brings its model back")

@@ -188,7 +188,7 @@ class SearchPage(Page):
 
 @dataclass(frozen=True)
 class ModelRow:
-    """An installed model on the settings page; `facts` is one line about size and context."""
+    """An installed model; `facts` is one line about size and context."""
 
     name: str
     facts: str
@@ -208,12 +208,11 @@ class KeyRow:
 
 @dataclass(frozen=True)
 class SettingsPage(Page):
-    """Addresses, models, API keys.
+    """Addresses, API keys.
 
     Attributes:
         addresses: where other devices reach this Hob, by name first; empty when only this machine does.
         qr: the last address, one of numbers, as an SVG; empty when there is none.
-        models_dir: where models are put.
         api: where programs reach Hob, as this browser does.
         new_key: an API key just made, shown this once; empty otherwise.
         signed_in: whether this browser has a session that it can end.
@@ -223,8 +222,6 @@ class SettingsPage(Page):
     sidebar: Sidebar
     addresses: Sequence[str]
     qr: Markup
-    models: Sequence[ModelRow]
-    models_dir: str
     api: str
     keys: Sequence[KeyRow]
     new_key: str

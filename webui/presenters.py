@@ -136,7 +136,7 @@ def size(count: int) -> str:
 
 
 def model_row(card: ModelCard) -> ModelRow:
-    """A model on the settings page."""
+    """An installed model."""
     facts = [card.quantization, size(card.bytes), f"{card.context:,} tokens of context"]
     if card.parameters is not None:
         billions = card.parameters / 1e9

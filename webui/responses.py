@@ -3,11 +3,13 @@
 from datetime import datetime
 from typing import Final, Protocol, cast
 
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from appliance.config import Settings
 from appliance.inference import Inference
+from appliance.jobs import Jobs
 from appliance.measuring import Measuring
 from appliance.models import Models
 from appliance.overview import Observer
@@ -21,6 +23,15 @@ from webui.rendering import to_html
 LISTED: Final = 200  # chats in the sidebar; search finds the others
 
 
+class RowConvertor(IntegerConvertor):
+    """`{name:row}` in an address: an id as SQLite has them, 64 bits at most; others lead nowhere."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("row", RowConvertor())
+
+
 class Service(Protocol):
     """What the handlers use of the application: its `state`."""
 
@@ -31,6 +42,7 @@ class Service(Protocol):
     readiness: Readiness
     observer: Observer
     measuring: Measuring
+    jobs: Jobs
     workshop: Workshop
 
 

@@ -12,7 +12,6 @@ from typing import Final
 import anyio.to_thread
 import segno
 from markupsafe import Markup
-from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -25,21 +24,12 @@ from appliance.errors import HobError, NotFoundError
 from appliance.security import caller
 from appliance.security.keys import add_key
 from appliance.store import StoredMessage
-from webui import live, presenters
+from webui import live, model_views, presenters
 from webui.assets import FOLDER, Assets
 from webui.pages import ChatPage, ErrorPage, HomePage, SearchPage, SettingsPage
 from webui.responses import Service, form_fields, render, sentence, service, sidebar
 
 PATIENCE: Final = 0.25  # seconds that a page waits to hear how the engine is
-
-
-class RowConvertor(IntegerConvertor):
-    """`{name:row}` in an address: an id as SQLite has them, 64 bits at most; others lead nowhere."""
-
-    regex = "[0-9]{1,18}"
-
-
-register_url_convertor("row", RowConvertor())
 
 
 def error_page(request: HTTPConnection, error: HobError) -> Response:
@@ -239,7 +229,7 @@ def _to_message(chat_id: int, message_id: int) -> Response:
 
 
 async def settings(request: Request) -> Response:
-    """GET /settings: addresses, models, API keys."""
+    """GET /settings: addresses, API keys."""
     return render(await _settings(request))
 
 
@@ -251,9 +241,7 @@ async def _settings(request: Request, new_key: str = "") -> SettingsPage:
         sidebar=await sidebar(request),
         addresses=addresses,
         qr=_qr(addresses[-1]) if addresses else Markup(),
-        models=[presenters.model_row(card) for card in here.models.list()],
         api=f"{request.url.scheme}://{request.url.netloc}/v1",
-        models_dir=str(here.settings.data_dir / "models"),
         keys=[presenters.key_row(key, now) for key in await here.store.run(here.store.keys)],
         new_key=new_key,
         signed_in=caller(request).kind == "owner",
@@ -314,6 +302,7 @@ def routes() -> list[BaseRoute]:
         Route("/settings", settings, methods=["GET"]),
         Route("/settings/keys", make_key, methods=["POST"]),
         Route("/settings/keys/{key:row}/revoke", revoke_key, methods=["POST"]),
+        *model_views.routes(),
         Route("/favicon.ico", icon, methods=["GET"]),
         Mount("/static", Assets(), name="static"),
     ]

@@ -278,6 +278,29 @@ async function awaken() {
   awaken();
 }
 
+// ---- Work on models: while some is under way, the page looks how far it is.
+
+async function watch() {
+  if (!$("#work[data-watch]")) return;
+  await new Promise((done) => setTimeout(done, 1000));
+  const response = await load(location.pathname).catch(() => null);
+  const page = response?.ok && parse(await response.text());
+  const [old, fresh] = [$("#work"), page && $("#work", page)];
+  if (fresh) {
+    for (const job of fresh.querySelectorAll(".job")) {
+      const before = [...old.querySelectorAll(".job")].find((other) => $("a", other).href === $("a", job).href);
+      if (before && before.dataset.state !== job.dataset.state) announce($("p", job).textContent);
+    }
+    const label = old.contains(document.activeElement) && document.activeElement.ariaLabel;
+    old.replaceWith(fresh);
+    if (label) $(`[aria-label="${CSS.escape(label)}"]`, fresh)?.focus();
+    // What has come of it; a menu that is open there is left alone.
+    const [here, there] = [$("#installed"), $("#installed", page)];
+    if (here && there && !$("details[open]", here) && !here.contains(document.activeElement)) here.replaceWith(there);
+  }
+  watch();
+}
+
 // ---- Start.
 
 function enliven() {
@@ -291,6 +314,7 @@ if (field() && sessionStorage.draft) {
 }
 enliven();
 awaken();
+watch();
 grow();
 if (field() && !coarse.matches) field().focus({ preventScroll: true });
 if ($("#turns") && (!location.hash || $(".turn:last-child[data-state=running]"))) toEnd();
