@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tvm import runtime
 
 from builder.compile import targets
+from builder.compile.bfloat16 import narrow_bfloat16, widen_bfloat16
 from builder.compile.kernels.isa import Isa
 
 GUARD = 64
@@ -88,15 +89,19 @@ def unpacked(words: Array) -> Array:
 
 
 def dequantised(words: Array, scales: Array) -> Array:
-    """(nibble - 7) * scale in float32."""
-    return np.asarray((unpacked(words) - 7) * np.repeat(scales.astype(np.float32), 32, axis=1))
+    """(nibble - 7) * scale in float32; scales in uint16 are the bits of bfloat16."""
+    factors = widen_bfloat16(scales) if scales.dtype == np.uint16 else scales.astype(np.float32)
+    return np.asarray((unpacked(words) - 7) * np.repeat(factors, 32, axis=1))
 
 
 def random_int4(rng: np.random.Generator, n: int, k: int, dtype: str) -> tuple[Array, Array]:
-    """MLC's two tensors with every nibble value and scales over six orders of magnitude."""
+    """MLC's two tensors with every nibble value and scales over six orders of magnitude.
+
+    bfloat16 scales are their bits, in uint16.
+    """
     words = rng.integers(0, 2**32, (n, k // 8), dtype=np.uint32)
-    magnitude = 10.0 ** rng.integers(-6, 0, (n, k // 32))
-    return words, (rng.random((n, k // 32)) * magnitude).astype(dtype)
+    scales = rng.random((n, k // 32)) * 10.0 ** rng.integers(-6, 0, (n, k // 32))
+    return words, narrow_bfloat16(scales.astype(np.float32)) if dtype == "bfloat16" else scales.astype(dtype)
 
 
 def bit_planes(levels: Array) -> Array:

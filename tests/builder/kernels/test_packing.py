@@ -7,7 +7,7 @@ import pytest
 
 from builder.compile.kernels import packing
 from builder.compile.kernels.isa import Isa
-from tests.builder.kernels.harness import Array, Library, Out, bit_planes, compiled, random_int4
+from tests.builder.kernels.harness import Library, Out, bit_planes, compiled, random_int4
 
 # Rows that fill tasks of 16 and groups of 8, 4 or 16, and rows that do not; columns that fill no group of 40.
 SIZES = [(37, 96), (64, 160)]
@@ -28,18 +28,10 @@ def library(isa: Isa) -> Library:
     return compiled(isa, kernels)
 
 
-def four_bits(rng: np.random.Generator, n: int, k: int, scale: str) -> tuple[Array, Array]:
-    """Words and scales as memory has them; bfloat16 as any bits, which must not change."""
-    words, scales = random_int4(rng, n, k, "float16" if scale == "float16" else "float32")
-    if scale == "bfloat16":
-        return words, rng.integers(0, 2**16, scales.shape, dtype=np.uint16)
-    return words, scales
-
-
 @pytest.mark.parametrize(("n", "k", "scale"), CASES)
 def test_transpose(library: Library, rng: np.random.Generator, n: int, k: int, scale: str) -> None:
     """Words and scales change places, and no bit of them."""
-    words, scales = four_bits(rng, n, k, scale)
+    words, scales = random_int4(rng, n, k, scale)
     got = library(
         f"transpose{n}{scale}",
         np.ascontiguousarray(words.T),
@@ -63,7 +55,7 @@ def test_pack(
     layout: Literal["NK", "KN"],
 ) -> None:
     """Every nibble and scale lies where the layout says, from either layout on disk; padding rows are 0."""
-    words, scales = four_bits(rng, n, k, scale)
+    words, scales = random_int4(rng, n, k, scale)
     given = (words, scales) if layout == "NK" else (words.T, scales.T)
     shapes = packing.packed_shape(n, k, isa), packing.scales_shape(n, k, isa)
     packed, factors = library(

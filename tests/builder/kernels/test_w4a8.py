@@ -9,7 +9,9 @@ from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, Library, Out, compiled, dequantised, random_int4
 
 # Outputs that do not fill groups of 16 or 8 rows, and ones that do; odd numbers of blocks.
-CASES = [(37, 96, "float16"), (37, 96, "float32"), (64, 160, "float16")]
+CASES = [(37, 96, "float16"), (37, 96, "bfloat16"), (37, 96, "float32"), (64, 160, "float16")]
+# Whether there is a bias, and a residual.
+ADDED = [(False, True), (True, False), (True, True)]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,11 @@ def library(isa: Isa) -> Library:
         kernels[f"lookup{n}{scale}"] = embedding.lookup_packed(n, k, isa, scale=scale)
         kernels[f"gemm{n}{scale}"] = w4a8.linear(n, k, isa, scale=scale)
         kernels[f"gemv{n}{scale}"] = w4a8.linear(n, k, isa, scale=scale, rows=1)
-    kernels["gemm_add"] = w4a8.linear(37, 96, isa, residual=True)
-    kernels["gemv_add"] = w4a8.linear(37, 96, isa, rows=1, residual=True)
+        kernels[f"lookup scaled{n}{scale}"] = embedding.lookup_packed(n, k, isa, scale=scale, multiplier=1.5)
+    for bias, residual in ADDED:
+        for name, rows in (("gemm", None), ("gemv", 1)):
+            kernel = w4a8.linear(37, 96, isa, rows=rows, bias=bias, residual=residual)
+            kernels[f"{name} {bias} {residual}"] = kernel
     return compiled(isa, kernels)
 
 
@@ -38,7 +43,8 @@ def pack(library: Library, isa: Isa, words: Array, scales: Array) -> list[Array]
     n, k = len(words), words.shape[1] * 8
     shapes = packing.packed_shape(n, k, isa), packing.scales_shape(n, k, isa)
     dtype = str(scales.dtype)
-    return library(f"pack{n}{dtype}", words, scales, Out(shapes[0], "uint8"), Out(shapes[1], dtype))
+    name = f"pack{n}{'bfloat16' if dtype == 'uint16' else dtype}"
+    return library(name, words, scales, Out(shapes[0], "uint8"), Out(shapes[1], dtype))
 
 
 @pytest.mark.parametrize(("n", "k", "scale"), CASES)
@@ -66,18 +72,23 @@ def test_gemv(library: Library, isa: Isa, rng: np.random.Generator, n: int, k: i
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(("bias", "residual"), ADDED)
 @pytest.mark.parametrize("m", [1, 9])
-def test_residual(library: Library, isa: Isa, rng: np.random.Generator, m: int) -> None:
-    """A residual is added to the product."""
+def test_bias_and_residual(
+    library: Library, isa: Isa, rng: np.random.Generator, m: int, bias: bool, residual: bool
+) -> None:
+    """A bias is added to every row, a residual to its own."""
     n, k = 37, 96
     words, scales = random_int4(rng, n, k, "float16")
     x = rng.standard_normal((m, k)).astype(np.float32)
-    residual = rng.standard_normal((m, n)).astype(np.float32)
+    added = [rng.standard_normal(n).astype(np.float32)] if bias else []
+    added += [rng.standard_normal((m, n)).astype(np.float32)] if residual else []
     rows = 1 if m == 1 else activation.padded_rows(m)
     (blocks,) = library("quantise1_96" if m == 1 else "quantise96", x, Out((rows, k // 32, 10), "int32"))
     packed = pack(library, isa, words, scales)
-    (y,) = library("gemv_add" if m == 1 else "gemm_add", *packed, blocks, residual, Out((m, n)))
-    expected = rounded(x) @ dequantised(words, scales).T + residual
+    name = f"{'gemv' if m == 1 else 'gemm'} {bias} {residual}"
+    (y,) = library(name, *packed, blocks, *added, Out((m, n)))
+    expected = sum(added, rounded(x) @ dequantised(words, scales).T)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -98,11 +109,14 @@ def test_largest_products_do_not_overflow(library: Library, isa: Isa) -> None:
 def test_lookup_reads_packed_rows(
     library: Library, isa: Isa, rng: np.random.Generator, n: int, k: int, scale: str
 ) -> None:
-    """Rows of the packed table come back as they went in, the first and the last included."""
+    """Rows of the packed table come back as they went in, the first and the last included, or multiplied."""
     words, scales = random_int4(rng, n, k, scale)
     ids = np.array([0, n - 1, 2, 2, n // 2], dtype=np.int32)
-    (y,) = library(f"lookup{n}{scale}", *pack(library, isa, words, scales), ids, Out((5, k)))
+    packed = pack(library, isa, words, scales)
+    (y,) = library(f"lookup{n}{scale}", *packed, ids, Out((5, k)))
     np.testing.assert_array_equal(y, dequantised(words, scales)[ids])
+    (y,) = library(f"lookup scaled{n}{scale}", *packed, ids, Out((5, k)))
+    np.testing.assert_allclose(y, dequantised(words, scales)[ids] * np.float32(1.5), rtol=2e-7)
 
 
 def test_inner_dimension_must_fill_blocks(isa: Isa) -> None:
