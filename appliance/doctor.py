@@ -2,13 +2,14 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import socket
 import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +17,23 @@ import psutil
 
 from appliance.config import Settings
 from appliance.domain import Frozen, Hardware
-from appliance.hardware.memory import ENGINE_OVERHEAD, SERVICE_OVERHEAD, kv_bytes, largest_model
+from appliance.hardware.devices import Candidate, candidates
+from appliance.hardware.memory import ENGINE_OVERHEAD, SERVICE_OVERHEAD, Memory, fits, kv_bytes, largest_model
+from appliance.hardware.tier import Measurement
 from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
 
 Status = Literal["ok", "warning", "problem"]
+
+FIT_HINTS = {
+    "fits": "",
+    "not now": "Close other programs, or choose a smaller model or context.",
+    "never": "Choose a smaller model or context.",
+    "damaged": "Remove the folder and install the model again.",
+}
+
+# What a device needs beside its driver: TVM's runtime for it, and what compiles models on this machine.
+RUNTIMES = {"cuda": "libtvm_runtime_cuda", "vulkan": "libtvm_runtime_vulkan"}
 
 # Room for a compiled library and the chats; below it SQLite and the compiler fail in unclear ways.
 DISK_MINIMUM = 500 * 2**20
@@ -36,19 +49,31 @@ class Finding(Frozen):
 
 
 class ModelFit(Frozen):
-    """Whether an installed model fits the memory that is free now; bytes needed, or the damage found."""
+    """Whether an installed model fits the memory that is free now; bytes needed, or the damage found.
+
+    `verdict` is `memory.Fit.verdict`, or "damaged".
+    """
 
     name: str
     fits: bool
     needed: int
     detail: str
+    verdict: Literal["fits", "not now", "never", "damaged"] = "fits"
 
 
 class Report(Frozen):
-    """Everything `hob doctor` says."""
+    """Everything `hob doctor` says.
+
+    Attributes:
+        target: what is compiled for the processor.
+        devices: what computes, first the one that is tried first, and why others are not.
+        measured: how fast this machine was found to be; None where it never was measured.
+    """
 
     hardware: Hardware
     target: str
+    devices: tuple[Candidate, ...]
+    measured: Measurement | None
     largest_model_billion: float
     models: tuple[ModelFit, ...]
     findings: tuple[Finding, ...]
@@ -59,43 +84,60 @@ class Report(Frozen):
         return all(finding.status != "problem" for finding in self.findings)
 
 
-def examine(settings: Settings, hardware: Hardware, target: str, models: dict[str, Path]) -> Report:
-    """Run every check. `models`: installed models' directories by name; `target`: what is compiled for."""
-    fits = tuple(model_fit(name, path, settings, hardware) for name, path in models.items())
-    findings = (
-        *runtime(),
-        linker(),
-        torch(),
-        *storage(settings),
-        memory(hardware),
-        *models_found(fits),
-        port(settings),
-    )
+def examine(
+    settings: Settings,
+    hardware: Hardware,
+    target: str,
+    models: dict[str, Path],
+    room: Memory,
+    measured: Measurement | None = None,
+) -> Report:
+    """Run every check.
+
+    Args:
+        target: what is compiled for the processor.
+        models: installed models' directories by name.
+        room: the memory there is for use.
+    """
+    weighed = tuple(model_fit(name, path, settings, room) for name, path in models.items())
+    found = candidates(hardware, settings.devices)
     return Report(
         hardware=hardware,
         target=target,
-        largest_model_billion=round(largest_model(hardware.available), 1),
-        models=fits,
-        findings=(*findings, gpu(hardware)) if hardware.gpus else findings,
+        devices=found,
+        measured=measured,
+        largest_model_billion=round(largest_model(room.available), 1),
+        models=weighed,
+        findings=(
+            *runtime(),
+            linker(),
+            torch(),
+            *devices(found),
+            *storage(settings),
+            memory(room),
+            *models_found(weighed),
+            port(settings),
+            *failures(settings),
+        ),
     )
 
 
-def model_fit(name: str, path: Path, settings: Settings, hardware: Hardware) -> ModelFit:
+def model_fit(name: str, path: Path, settings: Settings, room: Memory) -> ModelFit:
     """Weigh one installed model against free memory: weights, KV cache for its context, the processes."""
     try:
         directory = MLCDirectory.open(path)
     except BuildError as error:
-        return ModelFit(name=name, fits=False, needed=0, detail=f"damaged: {error}")
+        return ModelFit(name=name, fits=False, needed=0, detail=f"damaged: {error}", verdict="damaged")
     context = min(settings.context, int(directory.config["context_window_size"]))
     weights = sum(tensor.nbytes for tensor in directory.tensors.values())
-    needed = weights + kv_bytes(directory.config, context) + ENGINE_OVERHEAD + SERVICE_OVERHEAD
-    fits = needed <= hardware.available
+    fit = fits(weights, kv_bytes(directory.config, context), room.available, room.total)
     return ModelFit(
         name=name,
-        fits=fits,
-        needed=needed,
-        detail=f"needs {needed / 2**20:,.0f} MiB with {context:,} tokens of context, "
-        f"{hardware.available / 2**20:,.0f} MiB are free",
+        fits=fit.fits,
+        needed=fit.needed,
+        detail=f"needs {fit.needed / 2**20:,.0f} MiB with {context:,} tokens of context, "
+        f"{room.available / 2**20:,.0f} MiB are free",
+        verdict=fit.verdict,
     )
 
 
@@ -186,10 +228,12 @@ def chats(database: Path) -> Finding:
     )
 
 
-def memory(hardware: Hardware) -> Finding:
+def memory(room: Memory) -> Finding:
     """Room for the built-in model and the service at the least."""
-    detail = f"{hardware.available / 2**30:.1f} of {hardware.memory / 2**30:.1f} GiB free"
-    if hardware.available < ENGINE_OVERHEAD + SERVICE_OVERHEAD:
+    detail = f"{room.available / 2**30:.1f} of {room.total / 2**30:.1f} GiB free"
+    if room.limited:
+        detail += ", which is what this container or unit may use"
+    if room.available < ENGINE_OVERHEAD + SERVICE_OVERHEAD:
         return Finding(
             check="memory",
             status="problem",
@@ -209,17 +253,11 @@ def models_found(fits: tuple[ModelFit, ...]) -> Iterator[Finding]:
             hint="Convert one: hob model convert HF_DIR OUT --quantization q4f16_1",
         )
     for fit in fits:
-        damaged = fit.needed == 0
-        hint = (
-            "Remove the folder and install the model again."
-            if damaged
-            else "Choose a smaller model or context."
-        )
         yield Finding(
             check=f"model {fit.name}",
-            status="ok" if fit.fits else "problem" if damaged else "warning",
+            status="ok" if fit.fits else "problem" if fit.verdict == "damaged" else "warning",
             detail=fit.detail,
-            hint="" if fit.fits else hint,
+            hint=FIT_HINTS[fit.verdict],
         )
 
 
@@ -271,7 +309,59 @@ def _owner(number: int) -> str:
     return "unknown"
 
 
-def gpu(hardware: Hardware) -> Finding:
-    """A GPU is reported, and that this release computes on the CPU."""
-    names = ", ".join(gpu.name for gpu in hardware.gpus)
-    return Finding(check="GPU", status="ok", detail=f"{names}; this release computes on the CPU")
+def devices(found: Sequence[Candidate]) -> Iterator[Finding]:
+    """What computes, what it lacks, and what keeps a device that is there from being used."""
+    usable = [candidate for candidate in found if candidate.usable]
+    if not usable:
+        yield Finding(
+            check="device",
+            status="problem",
+            detail="none of the setting `devices` is here: "
+            + "; ".join(f"{one.target}: {one.reason}" for one in found if "not among" not in one.reason),
+            hint='Leave the setting out, or add "cpu" to it.',
+        )
+    for place, candidate in enumerate(usable):
+        lacking = missing(candidate)
+        first = "tried first" if place == 0 and len(usable) > 1 else "tried next" if place else "the one used"
+        yield Finding(
+            check=f"device {candidate.target}",
+            status="warning" if lacking else "ok",
+            detail=f"{candidate.name}: {lacking or candidate.reason}; {first}",
+            hint="" if not lacking else "Without it the next device computes: docs/models.md, Devices.",
+        )
+    for candidate in found:
+        if not candidate.usable and candidate.name and candidate.hint:
+            yield Finding(
+                check=f"device {candidate.target}",
+                status="ok" if "To try it" in candidate.hint else "warning",
+                detail=f"{candidate.name} is not used: {candidate.reason}",
+                hint=candidate.hint,
+            )
+
+
+def missing(candidate: Candidate) -> str:
+    """What of Hob's own needs a device lacks here; empty when nothing is known to."""
+    spec = importlib.util.find_spec("tvm")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    library = RUNTIMES.get(candidate.kind)
+    if folder and library and not list(folder.rglob(f"{library}.*")):
+        return f"the installed TVM has no {library}"
+    if candidate.kind == "cuda" and shutil.which("nvcc") is None:
+        return "there is no nvcc to compile models with"
+    return ""
+
+
+def failures(settings: Settings) -> Iterator[Finding]:
+    """What a Hob that is running here says of devices that failed a model."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/api/system", timeout=5) as answer:
+            told = json.load(answer)
+    except (OSError, ValueError):  # none is running, or another program, or an older Hob
+        return
+    for failure in told.get("failures", []):
+        yield Finding(
+            check=f"device {failure['target']}",
+            status="warning",
+            detail=f"{failure['model']} does not run on it: {failure['reason']}",
+            hint=failure["hint"],
+        )

@@ -21,6 +21,7 @@ import msgspec
 import builder
 from appliance.config import Settings
 from appliance.domain import ModelCard
+from appliance.engine.choice import engine_kind
 from appliance.engine.messages import ModelRef, Sampling
 from appliance.errors import DeviceError, ModelLoadError, UnknownModelError
 from appliance.hardware.trials import Trials
@@ -65,6 +66,7 @@ class Models:
         self._cache = settings.data_dir / "libraries"
         self._context = settings.context
         self._kernels = settings.kernels
+        self._engine = engine_kind(settings)
         self._known: dict[str, tuple[object, Installed | ModelCard]] = {}
         self._verified = Verified(settings.data_dir / "verified.json")
         self._libraries: dict[tuple[str, str], tuple[Installed, Path]] = {}
@@ -145,6 +147,13 @@ class Models:
             ModelLoadError: no device is left to try, or as `library` raises it for the processor.
         """
         name = installed.card.name
+        if self._engine == "mlc":  # which compiles by itself and chooses its device
+            if self._tried.get(name) is not installed:
+                await asyncio.to_thread(self._verified.ensure, installed.directory)
+                self._tried[name] = installed
+            return ModelRef(
+                directory=str(installed.directory), library="", context=installed.card.context, target="mlc"
+            )
         if self._tried.get(name) is not installed:
             self._tried[name] = installed
             self.trials.forget(name)
@@ -329,7 +338,8 @@ async def compile_library(
             await process.wait()
         complaints.cancel()
     if "error" in report:
-        raise failed(f"{directory.name} does not compile: {report['error']}", hint=report["hint"])
+        who = "it" if target != "cpu" else directory.name  # a device's fault is told with the model's name
+        raise failed(f"{who} does not compile: {report['error']}", hint=report["hint"])
     if status != 0 or "library" not in report:
         log.error("the compiler failed on %s:\n%s", directory, said)
         raise failed(

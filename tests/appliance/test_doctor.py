@@ -12,7 +12,12 @@ import pytest
 
 from appliance import doctor
 from appliance.config import load_settings
-from appliance.hardware.describe import detect
+from appliance.domain import Gpu
+from appliance.hardware.describe import describe
+from appliance.hardware.devices import candidates
+from appliance.hardware.memory import Memory
+from tests.appliance.hardware.machines import recording, room
+from tests.service import GOLDEN
 
 
 def test_report_of_this_machine(tmp_path: Path) -> None:
@@ -61,7 +66,63 @@ def test_text_for_people(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "Compiles for" in result.stdout
+    assert "Computes on" in result.stdout
+    assert "not measured yet" in result.stdout
     assert "engine runtime" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("available", "total", "verdict", "hint"),
+    [
+        (2**33, 2**33, "fits", ""),
+        (2**20, 2**33, "not now", "Close other programs, or choose a smaller model or context."),
+        (2**20, 2**21, "never", "Choose a smaller model or context."),
+    ],
+)
+def test_which_models_fit(tmp_path: Path, available: int, total: int, verdict: str, hint: str) -> None:
+    """A model is weighed against what is free, and against what there is at all."""
+    settings = load_settings(data_dir=tmp_path)
+    fit = doctor.model_fit("tiny", GOLDEN / "llama3rope" / "q4f16_1", settings, Memory(total, available))
+    assert (fit.verdict, fit.fits) == (verdict, verdict == "fits")
+    (finding,) = doctor.models_found((fit,))
+    assert finding.hint == hint
+
+
+def test_a_container_s_memory_is_named_as_such() -> None:
+    """A bound that is not the machine's is said to be one."""
+    assert "container" in doctor.memory(Memory(2**31, 2**30, limited=True)).detail
+    assert "container" not in doctor.memory(Memory(2**31, 2**30)).detail
+    assert doctor.memory(Memory(2**31, 2**20)).status == "problem"
+
+
+def test_devices_of_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU comes first; what it lacks to compile models is a warning with the next step."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    jetson = candidates(describe(recording("orin-nano"), room("orin-nano")))
+    found = {finding.check: finding for finding in doctor.devices(jetson)}
+    assert found["device cuda-sm_87"].status == "warning"
+    assert "nvcc" in found["device cuda-sm_87"].detail
+    assert "tried first" in found["device cuda-sm_87"].detail
+    assert found["device cpu"].status == "ok"
+
+
+def test_devices_that_are_there_and_not_used() -> None:
+    """A GPU that could be tried is mentioned; a card without its driver is a warning."""
+    (processor, graphics) = doctor.devices(candidates(describe(recording("n100"), room("n100"))))
+    assert (processor.check, processor.status) == ("device cpu", "ok")
+    assert (graphics.check, graphics.status) == ("device vulkan", "ok")
+    assert "To try it" in graphics.hint
+    card = describe(recording("n100"), room("n100")).model_copy(
+        update={"gpus": (Gpu(name="NVIDIA graphics 10de:2684", vendor="nvidia"),)}
+    )
+    assert [finding.status for finding in doctor.devices(candidates(card))] == ["ok", "warning", "warning"]
+
+
+def test_no_device_of_the_setting_is_here() -> None:
+    """Settings that leave nothing are a problem, with the reasons."""
+    (finding,) = doctor.devices(candidates(describe(recording("pi5"), room("pi5")), ("cuda",)))
+    assert finding.status == "problem"
+    assert "no NVIDIA GPU" in finding.detail
 
 
 def test_a_taken_port_is_a_problem(tmp_path: Path) -> None:
@@ -89,8 +150,10 @@ def test_a_damaged_database_is_a_problem(tmp_path: Path) -> None:
 def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     """A folder that is no MLC directory is a problem that names the file."""
     (tmp_path / "broken").mkdir()
-    fit = doctor.model_fit("broken", tmp_path / "broken", load_settings(data_dir=tmp_path), detect())
+    settings = load_settings(data_dir=tmp_path)
+    fit = doctor.model_fit("broken", tmp_path / "broken", settings, Memory(2**33, 2**33))
     assert not fit.fits
+    assert fit.verdict == "damaged"
     assert "damaged" in fit.detail
     (finding,) = doctor.models_found((fit,))
     assert finding.status == "problem"
