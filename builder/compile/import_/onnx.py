@@ -36,7 +36,7 @@ DIMS, DATA_TYPE, SEGMENT, FLOAT_DATA, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA, DATA
 # TensorProto.DataType; the others hold no float weights.
 TYPES = {1: "F32", 10: "F16", 16: "BF16"}
 QUANTISED = re.compile(
-    r"MatMulNBits|MatMulInteger|DynamicQuantize\w+|(De)?QuantizeLinear|QLinear\w+|\w+BlockQuantized"
+    r"MatMulNBits|MatMulInteger|DynamicQuantize\w+|(Deq|Q)uantizeLinear|QLinear\w+|\w+BlockQuantized"
 )
 PARAMETER = re.compile(r"(model|lm_head|transformer)\b[\w.]*\.(weight|bias)")
 
