@@ -19,7 +19,8 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
     original = source.integer("original_max_position_embeddings", TRAINED)
     theta, scaling = rope_config(_renamed(source, original), partial=True)
     parameters = source.section("rope_parameters")
-    context = sizes.context or longest
+    # Beyond this a library takes LongRoPE's other factors, for short texts too: only where that is wanted.
+    context = sizes.context or (min(original, longest) if scaling else longest)
     window = source.integer("sliding_window") if source.has("sliding_window") else None
     return {
         "model_type": "phi3",
