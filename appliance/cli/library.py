@@ -37,7 +37,7 @@ from appliance.library.download import session
 from appliance.library.manifest import Origin
 from appliance.library.offer import find
 from appliance.library.shelf import Entry, Shelf, describe
-from appliance.library.source import Local, Peer, Source, parse
+from appliance.library.source import Peer, Source, parse
 from appliance.library.space import size
 from appliance.models import GUIDE, GUIDE_DIRECTORY, Models
 from builder.compile.mlc import MLCDirectory
@@ -324,7 +324,8 @@ def carry_out(
     """Add a model, with everything said on the way."""
     from builder.compile.convert import convert
 
-    key = key or (os.environ.get("HOB_API_KEY", "") if not isinstance(source, Local) else "")
+    if isinstance(source, Peer):  # nobody else gets to see it
+        key = key or os.environ.get("HOB_API_KEY", "")
     with session() as client:
         offer = find(source, client, key)
         planned = plan(offer, name=name, quantization=quantization, context=settings.context)
@@ -352,7 +353,7 @@ def carry_out(
 
 
 def compile_now(settings: Settings, name: str, teller: Teller, start: float) -> None:
-    """Compile what was added. Should that fail, the model is here all the same."""
+    """Compile what was added. Should that fail or be stopped, the model is here all the same."""
     try:
         asyncio.run(
             Models(settings).library(
@@ -361,6 +362,8 @@ def compile_now(settings: Settings, name: str, teller: Teller, start: float) -> 
         )
     except HobError as error:
         click.echo(f"{name} was added, but it does not compile yet: {error.explanation}", err=True)
+    except KeyboardInterrupt:
+        click.echo(f"{name} was added; it is compiled when it is first used.", err=True)
 
 
 def adopt(shelf: Shelf, source: str, as_json: bool) -> bool:

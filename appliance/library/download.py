@@ -138,12 +138,12 @@ def read(client: httpx.Client, remote: Remote, limit: int) -> bytes:
     """
     try:
         with _open(client, remote, {}) as answer:
-            data = b""
-            for chunk in answer.iter_bytes():
+            data = bytearray()
+            for chunk in answer.iter_raw():
                 data += chunk
                 if len(data) > limit:
                     raise DownloadError(f"{remote.name} from {remote.host} is larger than {limit} bytes")
-            return data
+            return bytes(data)
     except (BrokenOffError, httpx.TransportError) as error:
         raise DownloadError(
             f"{remote.host} does not send {remote.name}: {_reason(error)}",

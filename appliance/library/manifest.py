@@ -88,6 +88,12 @@ class Manifest(msgspec.Struct, frozen=True):
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    def is_meant_by(self, wanted: str) -> bool:
+        """Whether what follows a name's @, version or revision and maybe cut short, means this one."""
+        return len(wanted) >= 4 and (
+            self.version.startswith(wanted) or self.origin.revision.startswith(wanted)
+        )
+
     def file(self, name: str) -> File | None:
         """The file of this name."""
         return next((file for file in self.files if file.name == name), None)

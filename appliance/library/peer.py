@@ -1,7 +1,7 @@
 """Another Hob on this network: what it has, and where its files are."""
 
 import asyncio
-import json
+from collections.abc import Sequence
 from ipaddress import ip_address
 from urllib.parse import quote, urlsplit
 
@@ -11,11 +11,13 @@ import msgspec
 from appliance.errors import DownloadError, UnknownModelError
 from appliance.library import manifest
 from appliance.library.download import Remote, read
-from appliance.library.manifest import MAX_BYTES, Manifest
+from appliance.library.manifest import Manifest
 from appliance.library.source import Peer
 
 LISTEN = 3.0
 """Seconds to listen for the one that is asked for."""
+PORT = 8080
+MAX_LISTING = 64 * 2**20
 
 
 def address(host: str) -> str:
@@ -27,11 +29,13 @@ def address(host: str) -> str:
     if host.startswith(("http://", "https://")):
         parts = urlsplit(host)
         return f"{parts.scheme}://{parts.netloc}"
+    if (literal := _bracketed(host.strip("[]"))) != host.strip("[]"):
+        return f"http://{literal}:{PORT}"
     _, colon, port = host.rpartition(":")
-    if colon and port.isdigit() and not host.endswith("]"):
+    if colon and port.isdigit():
         return f"http://{host}"
-    if not host.endswith(".local"):
-        return f"http://{_bracketed(host)}:8080"
+    if not host.lower().endswith(".local"):
+        return f"http://{host}:{PORT}"
     from appliance.discovery import browse  # a tenth of a second that only a search is worth
 
     found = [hob for hob in asyncio.run(browse(LISTEN)) if hob.host == host.lower()]
@@ -43,6 +47,20 @@ def address(host: str) -> str:
     # By address: not every system resolves .local names.
     where = found[0].addresses[0] if found[0].addresses else found[0].host
     return f"http://{_bracketed(where)}:{found[0].port}"
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A model in the list of another Hob. Its manifest, maybe of a later form, is read when it is wanted."""
+
+    reference: str
+    name: str
+    manifest: msgspec.Raw
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """What another Hob answers."""
+
+    models: tuple[Listed, ...]
 
 
 def look(client: httpx.Client, source: Peer, key: str) -> tuple[Manifest, tuple[Remote, ...]]:
@@ -57,33 +75,39 @@ def look(client: httpx.Client, source: Peer, key: str) -> tuple[Manifest, tuple[
     base = address(source.host)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     listing = Remote(f"{base}/api/library", "its list of models", headers=headers)
-    data = read(client, listing, 16 * MAX_BYTES)
+    data = read(client, listing, MAX_LISTING)
     try:
-        models = msgspec.json.decode(data, type=dict[str, list[dict[str, object]]])["models"]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+        models = msgspec.json.decode(data, type=Listing).models
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DownloadError(f"{source.host} does not answer as a Hob does", hint="Is it a Hob?") from error
-    known = {str(model.get("reference")): model for model in models}
-    chosen = known.get(source.model)
-    if chosen is None:
-        name, at, version = source.model.rpartition("@")
-        matching = [
-            model
-            for model in models
-            if at and model.get("name") == name and str(model.get("version", "")).startswith(version)
-        ]
-        if len(matching) != 1:
-            raise UnknownModelError(
-                f"{source.host} has no model {source.model!r} to copy",
-                hint=f"It has {', '.join(known)}." if known else "It has none that can be copied.",
-            )
-        chosen = matching[0]
-    kept = manifest.decode(json.dumps(chosen.get("manifest")).encode(), f"{source.model} on {source.host}")
+    kept = _chosen(source, models)
     folder = f"{base}/api/library/{quote(f'{kept.name}@{kept.version}')}"
     files = tuple(
         Remote(f"{folder}/{quote(file.name)}", file.name, file.size, file.sha256, headers=headers)
         for file in kept.files
     )
     return kept, files
+
+
+def _chosen(source: Peer, models: Sequence[Listed]) -> Manifest:
+    """The manifest of the model that is asked for, by name, NAME@VERSION or NAME@REVISION."""
+
+    def read_manifest(model: Listed) -> Manifest:
+        return manifest.decode(bytes(model.manifest), f"{source.model} on {source.host}")
+
+    if exact := [model for model in models if model.reference == source.model]:
+        return read_manifest(exact[0])
+    name, _, wanted = source.model.rpartition("@")
+    found = [
+        kept for kept in (read_manifest(m) for m in models if m.name == name) if kept.is_meant_by(wanted)
+    ]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(model.reference for model in models)
+    raise UnknownModelError(
+        f"{source.host} has no model {source.model!r} to copy",
+        hint=f"It has {known}." if known else "It has none that can be copied.",
+    )
 
 
 def _bracketed(host: str) -> str:

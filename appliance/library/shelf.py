@@ -118,10 +118,7 @@ class Shelf:
         matching = [
             entry
             for entry in entries
-            if entry.name == name
-            and entry.manifest
-            and len(wanted) >= 4
-            and (entry.version.startswith(wanted) or entry.manifest.origin.revision.startswith(wanted))
+            if entry.name == name and entry.manifest and entry.manifest.is_meant_by(wanted)
         ]
         if len(matching) == 1:
             return matching[0]
