@@ -46,6 +46,14 @@ bench-setup:
     python3 -m venv .venv-bench
     .venv-bench/bin/python -m pip install --quiet psutil 'llama-cpp-python==0.3.36' 'gguf>=0.17' -C cmake.args=-DGGML_NATIVE=ON
 
+# Record what transformers makes of the tests' tiny models, in an environment of its own; names choose some of them.
+references *names:
+    #!/bin/sh
+    set -eu
+    [ -x .venv-references/bin/python ] || python3 -m venv .venv-references
+    .venv-references/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'transformers==5.23.0' numpy
+    .venv-references/bin/python -m tests.builder.families.record {{names}}
+
 # Train the built-in guide again, in an environment of its own with torch (under two hours on two cores).
 guide-train: (env "service")
     #!/bin/sh

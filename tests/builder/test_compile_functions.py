@@ -1,79 +1,20 @@
 """A compiled library has MLC's functions, with MLC's names, signatures and meaning."""
 
-import json
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from appliance.engine import native, weights
-from appliance.engine.runtime import runtime, tensor_of
 from builder.compile.mlc import MLCDirectory
-from tests.compiled import GOLDEN, REFERENCES, library
+from tests.builder.driver import Library, array, tensor
+from tests.compiled import GOLDEN, REFERENCES
 
 SHORT, LONG = REFERENCES["q4f32_1"]
 HIDDEN, VOCAB = 128, 1024
 
 
-class Library:
-    """A library with packed weights and a KV cache, driven the way MLC-LLM's server drives its own."""
-
-    def __init__(self) -> None:
-        self.ffi = runtime()
-        model = MLCDirectory.open(GOLDEN / "q4f32_1")
-        self.module = self.ffi.load_module(str(library(model.path)), keep_module_alive=True)
-        self.vm = self.module["vm_load_executable"]()
-        self.vm["vm_initialization"](native.CPU, 0, native.NAIVE_ALLOCATOR)
-        self.metadata = json.loads(str(self.vm["_metadata"]()))
-        self.packed = self.ffi.Array(
-            list(weights.pack(model, self.module, self.metadata["packing"], lambda _share: None))
-        )
-        sizes = (4, 1024, 256, weights.PAGE, 0)
-        self.kv = self.vm["create_tir_paged_kv_cache"](*(self.ffi.Shape([size]) for size in sizes))
-
-    def kernel(self, name: str) -> Any:
-        """An exported kernel."""
-        return self.module.get_function(name, query_imports=True)
-
-    def begin(self, lengths: dict[int, int]) -> None:
-        """Announce new tokens of sequences, which are added if they are not there."""
-        call = self.ffi.get_global_func
-        shape = self.ffi.Shape
-        call("vm.builtin.kv_state_begin_forward")(
-            self.kv, shape(list(lengths)), shape(list(lengths.values()))
-        )
-
-    def add(self, *seqs: int) -> None:
-        """Start empty sequences, after forgetting all others."""
-        self.ffi.get_global_func("vm.builtin.kv_state_clear")(self.kv)
-        for seq in seqs:
-            self.ffi.get_global_func("vm.builtin.kv_state_add_sequence")(self.kv, seq)
-
-    def end(self) -> None:
-        """The tokens announced are in."""
-        self.ffi.get_global_func("vm.builtin.kv_state_end_forward")(self.kv)
-
-    def embed(self, ids: list[int], *lead: int) -> Any:
-        """Embeddings, with leading dimensions."""
-        rows = self.vm["embed"](tensor(ids, np.int32), self.packed)
-        return self.ffi.get_global_func("vm.builtin.reshape")(rows, self.ffi.Shape([*lead, HIDDEN]))
-
-
-def tensor(values: Any, dtype: Any = np.float32) -> Any:
-    """A runtime tensor."""
-    return tensor_of(np.asarray(values, dtype))
-
-
-def array(value: Any) -> npt.NDArray[Any]:
-    """A numpy copy."""
-    return np.array(np.from_dlpack(value))
-
-
 @pytest.fixture(scope="module")
 def lib() -> Library:
     """The exact q4f32_1 library."""
-    return Library()
+    return Library(GOLDEN / "q4f32_1")
 
 
 def test_metadata_describes_the_model(lib: Library) -> None:

@@ -37,7 +37,7 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
         "head_dim": shape.head_dim,
         "context_window_size": context,
         "sliding_window_size": window,
-        "prefill_chunk_size": sizes.chunk_of(context if window < 0 else min(context, window)),
+        "prefill_chunk_size": sizes.chunk_of(context),
         "attention_sink_size": 4,
         "tensor_parallel_shards": 1,
         "max_batch_size": sizes.batch,
