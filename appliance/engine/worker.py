@@ -18,8 +18,9 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -35,7 +36,7 @@ from appliance.engine.messages import (
     Request,
     Stats,
 )
-from appliance.engine.runner import Loader, Model, Runner, resident_bytes
+from appliance.engine.runner import Activity, Loader, Model, Runner, resident_bytes
 from appliance.engine.selftest import check_one_token
 from appliance.errors import DeviceError, HobError, InvalidRequestError
 from builder.errors import BuildError
@@ -50,12 +51,38 @@ MAX_BACKLOG = 2**24
 STOP_TIMEOUT = 5.0
 
 
+class Runs(Protocol):
+    """What computes: `runner.Runner`, or `mlc.MLCRunner`. No method blocks but `stop`."""
+
+    def start(self) -> None:
+        """Begin to work."""
+
+    def stop(self, timeout: float) -> bool:
+        """End without answering open requests; whether that was possible in time."""
+
+    def submit(self, client: int, request: Generate | Load) -> None:
+        """Queue a request."""
+
+    def cancel(self, client: int, request_id: str) -> None:
+        """End a request within one token."""
+
+    def forget(self, client: int) -> None:
+        """End all requests of a client that has gone."""
+
+    def activity(self) -> Activity:
+        """What is being done."""
+
+
+MakeRunner = Callable[[Callable[[int, Reply], None]], Runs]
+"""Makes what computes, given whom to tell replies: the client's number and the reply, on any thread."""
+
+
 class Server:
     """Connections on one side, the runner on the other."""
 
-    def __init__(self, load: Loader) -> None:
+    def __init__(self, make_runner: MakeRunner) -> None:
         self._loop = asyncio.get_running_loop()
-        self._runner = Runner(load, self._reply)
+        self._runner = make_runner(self._reply)
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._talks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
@@ -177,13 +204,13 @@ def bind(path: Path) -> socket.socket:
     return listener
 
 
-async def run(load: Loader, *, fd: int | None, path: Path | None) -> None:
+async def run(make_runner: MakeRunner, *, fd: int | None, path: Path | None) -> None:
     """Serve until SIGTERM or SIGINT, or until the client of `fd` goes away."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = Server(load)
+    server = Server(make_runner)
     async with server.running(), contextlib.AsyncExitStack() as stack:
         if fd is not None:
             # Its other end closes when the service ends, however it ends: no engine is ever left behind.
@@ -242,8 +269,13 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 4 * 2**20)
 
 
-def main(arguments: Sequence[str] | None = None, *, load: Loader | None = None) -> None:
-    """Run the process. `load` replaces the native engine."""
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    load: Loader | None = None,
+    make_runner: MakeRunner | None = None,
+) -> None:
+    """Run the process. `load` replaces how models are loaded, `make_runner` the whole native engine."""
     parser = argparse.ArgumentParser(prog="appliance.engine.worker", description="Hob's engine process.")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--fd", type=int, help="inherited connected socket of the only client")
@@ -257,9 +289,11 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader | None = None) 
     with contextlib.suppress(OSError):  # the name that top and ps show, where there is procfs
         Path("/proc/self/comm").write_text("hob-engine")
     keep_freed_memory()
-    load = load or functools.partial(load_native, threads=threads)
+    make_runner = make_runner or functools.partial(
+        Runner, load or functools.partial(load_native, threads=threads)
+    )
     try:
-        asyncio.run(run(load, fd=chosen.fd, path=chosen.socket))
+        asyncio.run(run(make_runner, fd=chosen.fd, path=chosen.socket))
     except OSError as error:
         log.error("%s", error)
         sys.exit(1)

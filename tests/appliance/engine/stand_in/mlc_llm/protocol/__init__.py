@@ -1,0 +1,1 @@
+"""As mlc_llm.protocol."""
