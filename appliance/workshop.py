@@ -15,7 +15,7 @@ from appliance.hardware.memory import Fit
 from appliance.jobs import Jobs
 from appliance.library import default
 from appliance.library.add import Plan, plan
-from appliance.library.download import session
+from appliance.library.remote import session
 from appliance.library.fit import judge
 from appliance.library.manifest import Manifest, Origin
 from appliance.library.offer import find

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from appliance.cli import library
+from appliance.cli import adding, library
 from appliance.cli.options import settings_options
 from appliance.cli.progress import Bar
+from appliance.cli.telling import Teller, say, spoken
 from appliance.config import Settings, load_settings
 from appliance.errors import InvalidRequestError
 from appliance.models import Models
@@ -20,7 +21,7 @@ def command() -> None:
     """Add, list, check, copy and remove models; convert, compile and probe them."""
 
 
-for verb in library.VERBS:
+for verb in (*adding.VERBS, *library.VERBS):
     command.add_command(verb)
 
 
@@ -31,8 +32,8 @@ for verb in library.VERBS:
 def convert(source: Path, out: Path | None, quantization: str) -> None:
     """Make an MLC directory from the checkpoint SOURCE: a directory or file of weights.
 
-    safetensors, PyTorch, GGUF and ONNX are told apart by content. Without OUT it goes where Hob finds it, into
-    its own models folder.
+    safetensors, PyTorch, GGUF and ONNX are told apart by content. Without OUT it goes where Hob finds it,
+    into its own models folder.
     """
     from builder.compile.convert import convert as convert_checkpoint
 
@@ -53,10 +54,10 @@ def convert(source: Path, out: Path | None, quantization: str) -> None:
 @settings_options("kernels")
 def compile_(model: str, target: str, as_json: bool, kernels: str | None) -> None:
     """Compile the model in DIR, or the installed one of that name, and print the library's path."""
-    with library.spoken(as_json):
+    with spoken(as_json):
         _, path = _compiled(model, target, load_settings(kernels=kernels), as_json=as_json)
         if as_json:
-            library.say({"model": model, "library": str(path)})
+            say({"model": model, "library": str(path)})
         else:
             click.echo(str(path))
 
@@ -102,7 +103,7 @@ def _compiled(model: str, target: str, settings: Settings, *, as_json: bool) -> 
 
     directory = Path(model) if Path(model).exists() else Models(settings).get(model).directory
     MLCDirectory.open(directory).verify()
-    teller = library.Teller(f"Compiling {directory.name} ...", as_json)
+    teller = Teller(f"Compiling {directory.name} ...", as_json)
     try:
         path = compile_model(
             directory,

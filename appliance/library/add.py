@@ -15,9 +15,10 @@ import msgspec
 from appliance.errors import DamagedError, DiskFullError, TooLargeForMemoryError
 from appliance.hardware.memory import Fit
 from appliance.library import archive, fit, manifest, source, space
-from appliance.library.download import USUAL, Patience, fetch
+from appliance.library.download import fetch
 from appliance.library.manifest import Manifest
 from appliance.library.offer import Offer, mlc_file, plain_files
+from appliance.library.remote import USUAL, Patience
 from appliance.library.shelf import Entry, Shelf, describe
 from builder.compile.mlc import MLCDirectory
 from builder.errors import FormatError

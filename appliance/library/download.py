@@ -1,28 +1,24 @@
-"""One file over HTTP, resumable, into a file that is right or is not there.
+"""One file from another machine, resumable, into a file that is right or is not there.
 
 A transfer that breaks off or stalls goes on where it stopped (RFC 9110 §14, with If-Range, so that what has
 changed meanwhile starts anew). What arrives is held against the length and checksum that were announced; one
 byte more than announced ends it.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2 as httpx
 
-from appliance import __version__
-from appliance.errors import AuthenticationError, DamagedError, DownloadError, HobError
+from appliance.errors import DamagedError, DownloadError
 from appliance.library import space
+from appliance.library.remote import USUAL, BrokenOffError, Patience, Remote, opened, reason
 
 log = logging.getLogger(__name__)
 
@@ -31,67 +27,6 @@ ATTEMPTS = 6
 """Tries without a megabyte of progress between them."""
 PROGRESS = 2**20
 LONGEST_PAUSE = 30.0
-REDIRECTS = 5
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Seconds to wait: `silence` for the next byte, `pause` before the first retry (it doubles each time).
-
-    `window` and `rate`: fewer than `rate` bytes a second over a window count as a stall.
-    """
-
-    silence: float = 30.0
-    pause: float = 1.0
-    window: float = 60.0
-    rate: float = 500.0
-
-
-USUAL = Patience()
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file on another machine.
-
-    Attributes:
-        url: its address.
-        name: what it is called here.
-        size: bytes, or None where nobody tells.
-        sha256: hex; "" where nobody tells.
-        git: hex of git's own SHA-1 of the file; "" where nobody tells.
-        headers: sent with each request, and never to another host.
-    """
-
-    url: str
-    name: str
-    size: int | None = None
-    sha256: str = ""
-    git: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    @property
-    def host(self) -> str:
-        """Whom to blame."""
-        return urlsplit(self.url).hostname or self.url
-
-
-class BrokenOffError(Exception):
-    """A transfer ended early for a reason that may pass. `after`: seconds that the server asks to wait."""
-
-    def __init__(self, reason: str, after: float = 0) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-@contextlib.contextmanager
-def session(patience: Patience = USUAL) -> Iterator[httpx.Client]:
-    """A client for downloads: it follows no redirect by itself and waits no longer than `patience` says."""
-    timeout = httpx.Timeout(patience.silence, connect=15)
-    # What is fetched is stored as it comes, so nothing may be packed on the way.
-    headers = {"accept-encoding": "identity", "user-agent": f"hob/{__version__}"}
-    with httpx.Client(timeout=timeout, headers=headers) as client:
-        yield client
 
 
 def fetch(
@@ -128,45 +63,6 @@ def fetch(
         f"{remote.name} from {remote.host} is not what it should be: {wrong}",
         hint="Try again later; if it stays so, the file is damaged there.",
     )
-
-
-def read(client: httpx.Client, remote: Remote, limit: int) -> bytes:
-    """A small file as bytes.
-
-    Raises:
-        DownloadError, AuthenticationError: as `fetch`; also when it has more than `limit` bytes.
-    """
-    try:
-        with _open(client, remote, {}) as answer:
-            data = bytearray()
-            for chunk in answer.iter_raw():
-                data += chunk
-                if len(data) > limit:
-                    raise DownloadError(f"{remote.name} from {remote.host} is larger than {limit} bytes")
-            return bytes(data)
-    except (BrokenOffError, httpx.TransportError) as error:
-        raise DownloadError(
-            f"{remote.host} does not send {remote.name}: {_reason(error)}",
-            hint="Is this machine connected? Try again.",
-        ) from error
-
-
-def look(client: httpx.Client, remote: Remote) -> Remote:
-    """The same file with the length that its server tells, if it tells one.
-
-    Raises:
-        DownloadError, AuthenticationError: as `fetch`.
-    """
-    try:
-        with _open(client, remote, {}) as answer:
-            length = answer.headers.get("content-length", "")
-            known = int(length) if length.isdigit() else None
-    except (BrokenOffError, httpx.TransportError) as error:
-        raise DownloadError(
-            f"{remote.host} does not send {remote.name}: {_reason(error)}",
-            hint="Is this machine connected? Try again.",
-        ) from error
-    return Remote(remote.url, remote.name, known, remote.sha256, remote.git, remote.headers)
 
 
 class _Part:
@@ -246,12 +142,12 @@ def _complete(
             failures = 0 if part.size - before >= PROGRESS else failures + 1
             if failures >= ATTEMPTS:
                 raise DownloadError(
-                    f"{remote.host} does not send {remote.name}: {_reason(error)}",
+                    f"{remote.host} does not send {remote.name}: {reason(error)}",
                     hint="The same command goes on from here later.",
                 ) from error
             after = error.after if isinstance(error, BrokenOffError) else 0
             pause = min(LONGEST_PAUSE, max(after, patience.pause * 2 ** max(failures - 1, 0)))
-            log.info("%s: %s; going on in %.1f s", remote.name, _reason(error), pause)
+            log.info("%s: %s; going on in %.1f s", remote.name, reason(error), pause)
             time.sleep(pause)
 
 
@@ -269,7 +165,7 @@ def _receive(
     asked = {"range": f"bytes={start}-"} if resumable else {}
     if resumable and etag:
         asked["if-range"] = etag
-    with _open(client, remote, asked) as answer:
+    with opened(client, remote, asked) as answer:
         if answer.status_code == 416:
             part.discard()
             raise BrokenOffError("the file is shorter than what is here")
@@ -326,48 +222,6 @@ def _write(
     return have
 
 
-@contextlib.contextmanager
-def _open(client: httpx.Client, remote: Remote, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-    """A response whose status says that content follows (200, 206), or 416.
-
-    Raises:
-        BrokenOffError: the server asks to come again.
-        DownloadError, AuthenticationError: it refuses.
-    """
-    url, own = httpx.URL(remote.url), dict(remote.headers)
-    for _ in range(REDIRECTS):
-        with client.stream("GET", url, headers={**own, **headers}) as answer:
-            if answer.status_code in (301, 302, 303, 307, 308):
-                target = url.join(answer.headers.get("location", ""))
-                if url.scheme == "https" and target.scheme != "https":
-                    raise DownloadError(f"{remote.host} leads from https to {target.scheme}")
-                if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port):
-                    own = {}  # a token is for the host that it was given for
-                url = target
-                continue
-            if answer.status_code not in (200, 206, 416):
-                raise _refusal(answer, remote)
-            yield answer
-            return
-    raise DownloadError(f"{remote.host} leads in circles for {remote.name}")
-
-
-def _refusal(answer: httpx.Response, remote: Remote) -> HobError | BrokenOffError:
-    """What a status that is no content means."""
-    status, asked = answer.status_code, answer.headers.get("retry-after", "")
-    after = float(asked) if asked.isdigit() else 0
-    if status in (408, 425, 429) or status >= 500:
-        return BrokenOffError(f"it answers {status}", after)
-    if status in (401, 403):
-        return AuthenticationError(
-            f"{remote.host} does not let this Hob have {remote.name} ({status})",
-            hint="It wants a token or key that may read it; see `hob model add --help`.",
-        )
-    if status in (404, 410):
-        return DownloadError(f"{remote.host} has no {remote.name} ({status})", hint="Check the address.")
-    return DownloadError(f"{remote.host} answers {status} for {remote.name}")
-
-
 def _check_range(answer: httpx.Response, remote: Remote, start: int) -> int | None:
     """Bytes of the whole file, as far as the headers tell.
 
@@ -388,10 +242,3 @@ def _check_range(answer: httpx.Response, remote: Remote, start: int) -> int | No
 def _strong(etag: str) -> str:
     """An entity tag that If-Range may carry; a weak one may not (RFC 9110 §13.1.5)."""
     return "" if etag.startswith("W/") else etag
-
-
-def _reason(error: Any) -> str:
-    """An error of the network in a few words."""
-    if isinstance(error, httpx.TimeoutException):
-        return "it is silent"
-    return str(error) or type(error).__name__

@@ -1,22 +1,16 @@
 """Hugging Face: what is in a repository, by its own client. HF_ENDPOINT names a mirror, HF_TOKEN a token."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import httpx2 as httpx
 
 from appliance.errors import AuthenticationError, DownloadError, LibraryError
 from appliance.library.choose import Form, choose
-from appliance.library.download import ATTEMPTS, Patience, Remote
+from appliance.library.remote import BrokenOffError, Patience, Remote, patiently
 from appliance.library.source import Hub
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
-
-Answer = TypeVar("Answer")
 
 
 def look(source: Hub, token: str, patience: Patience) -> tuple["ModelInfo", str]:
@@ -33,16 +27,22 @@ def look(source: Hub, token: str, patience: Patience) -> tuple["ModelInfo", str]
     api = HfApi(endpoint=constants.ENDPOINT, token=token or None)
     hub = api.endpoint
     name = source.repository + (f"@{source.revision}" if source.revision else "")
-    try:
-        found = _patiently(
-            lambda: api.model_info(
+
+    def ask() -> "ModelInfo":
+        try:
+            return api.model_info(
                 source.repository,
                 revision=source.revision or None,
                 files_metadata=True,
                 timeout=patience.silence,
-            ),
-            patience,
-        )
+            )
+        except errors.HfHubHTTPError as error:
+            if (status := error.response.status_code) == 429 or status >= 500:
+                raise BrokenOffError(f"it answers {status}") from error
+            raise
+
+    try:
+        found = patiently(ask, f"{hub} does not describe {name}", patience)
     except errors.GatedRepoError as error:
         raise AuthenticationError(
             f"{source.repository} is given only to those who accepted its licence",
@@ -63,14 +63,12 @@ def look(source: Hub, token: str, patience: Patience) -> tuple["ModelInfo", str]
         ) from error
     except errors.HFValidationError as error:
         raise DownloadError(f"{name} is not a repository's name", hint="Ids look like owner/name.") from error
-    except (errors.HfHubHTTPError, httpx.HTTPError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
+    except errors.HfHubHTTPError as error:
+        if (status := error.response.status_code) in (401, 403):
             raise AuthenticationError(
                 f"{hub} does not show {name} ({status})", hint="Is the token right? --key-file FILE."
             ) from error
-        reason = f"answers {status}" if status else f"does not answer: {type(error).__name__}"
-        raise DownloadError(f"{hub} {reason}", hint="Is this machine connected? Try again.") from error
+        raise DownloadError(f"{hub} answers {status} for {name}") from error
     return found, hub
 
 
@@ -124,18 +122,3 @@ def _authorization(token: str) -> dict[str, str]:
 
     token = token or get_token() or ""
     return {"authorization": f"Bearer {token}"} if token else {}
-
-
-def _patiently(ask: Callable[[], Answer], patience: Patience) -> Answer:
-    """Ask again after what may pass: a busy hub, a lost connection."""
-    from huggingface_hub import errors
-
-    for attempt in range(ATTEMPTS):
-        try:
-            return ask()
-        except (errors.HfHubHTTPError, httpx.TransportError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", 503)
-            if attempt == ATTEMPTS - 1 or not (status == 429 or status >= 500):
-                raise
-        time.sleep(patience.pause * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")

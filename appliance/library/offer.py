@@ -14,8 +14,8 @@ import httpx2 as httpx
 from appliance.errors import DamagedError, DownloadError, LibraryError
 from appliance.library import archive, hub, peer, space
 from appliance.library.choose import SIDE_FILES
-from appliance.library.download import USUAL, Patience, Remote, look, read
 from appliance.library.manifest import MANIFEST, Manifest, Origin
+from appliance.library.remote import USUAL, Patience, Remote, look, read
 from appliance.library.source import Hub, Local, Peer, Source, Web
 from builder.compile.families import FAMILIES
 from builder.compile.mlc import CONFIG, MLCDirectory
@@ -79,9 +79,9 @@ def find(source: Source, client: httpx.Client, key: str = "", patience: Patience
         case Hub():
             return _hub(source, client, key, patience)
         case Web():
-            return _web(source, client)
+            return _web(source, client, patience)
         case Peer():
-            return _peer(source, client, key)
+            return _peer(source, client, key, patience)
         case Local():
             return _local(source.path)
 
@@ -89,7 +89,7 @@ def find(source: Source, client: httpx.Client, key: str = "", patience: Patience
 def _hub(source: Hub, client: httpx.Client, token: str, patience: Patience) -> Offer:
     found, endpoint = hub.look(source, token, patience)
     form, files, weights = hub.remotes(source, found, endpoint, token)
-    config = _remote_config(client, files, CONFIG if form == "mlc" else "config.json")
+    config = _remote_config(client, files, CONFIG if form == "mlc" else "config.json", patience)
     where = f"{source.repository}"
     _check_family(config, where)
     return Offer(
@@ -105,10 +105,10 @@ def _hub(source: Hub, client: httpx.Client, token: str, patience: Patience) -> O
     )
 
 
-def _web(source: Web, client: httpx.Client) -> Offer:
+def _web(source: Web, client: httpx.Client, patience: Patience) -> Offer:
     title = unquote(urlsplit(source.url).path.rpartition("/")[2])
     name = re.sub(r"[^A-Za-z0-9._+-]", "_", title).lstrip(".-+")[:90] or "model"
-    file = look(client, Remote(source.url, name))
+    file = look(client, Remote(source.url, name), patience)
     if not file.size:
         raise DownloadError(
             f"{file.host} does not tell how large {title} is",
@@ -125,9 +125,9 @@ def _web(source: Web, client: httpx.Client) -> Offer:
     return Offer(Origin("url", shown), title, form, "", (file,), None, file.size, file.size, None)
 
 
-def _peer(source: Peer, client: httpx.Client, key: str) -> Offer:
-    kept, files = peer.look(client, source, key)
-    config = _remote_config(client, files, CONFIG)
+def _peer(source: Peer, client: httpx.Client, key: str, patience: Patience) -> Offer:
+    kept, files = peer.look(client, source, key, patience)
+    config = _remote_config(client, files, CONFIG, patience)
     _check_family(config, f"{source.model} on {source.host}")
     return Offer(
         origin=Origin("hob", f"{kept.name}@{source.host}", kept.version),
@@ -232,11 +232,13 @@ def plain_files(folder: Path) -> list[Path]:
     return files
 
 
-def _remote_config(client: httpx.Client, files: tuple[Remote, ...], name: str) -> dict[str, Any] | None:
+def _remote_config(
+    client: httpx.Client, files: tuple[Remote, ...], name: str, patience: Patience
+) -> dict[str, Any] | None:
     """A model's description, read before the rest is fetched."""
     for file in files:
         if file.name == name:
-            return _object(read(client, file, MAX_CONFIG), f"{name} from {file.host}")
+            return _object(read(client, file, MAX_CONFIG, patience), f"{name} from {file.host}")
     return None
 
 

@@ -10,8 +10,8 @@ import msgspec
 
 from appliance.errors import DownloadError, UnknownModelError
 from appliance.library import manifest
-from appliance.library.download import Remote, read
 from appliance.library.manifest import Manifest
+from appliance.library.remote import USUAL, Patience, Remote, read
 from appliance.library.source import Peer
 
 LISTEN = 3.0
@@ -63,7 +63,9 @@ class Listing(msgspec.Struct, frozen=True):
     models: tuple[Listed, ...]
 
 
-def look(client: httpx.Client, source: Peer, key: str) -> tuple[Manifest, tuple[Remote, ...]]:
+def look(
+    client: httpx.Client, source: Peer, key: str, patience: Patience = USUAL
+) -> tuple[Manifest, tuple[Remote, ...]]:
     """A model of another Hob and where its files are.
 
     Raises:
@@ -75,7 +77,7 @@ def look(client: httpx.Client, source: Peer, key: str) -> tuple[Manifest, tuple[
     base = address(source.host)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     listing = Remote(f"{base}/api/library", "its list of models", headers=headers)
-    data = read(client, listing, MAX_LISTING)
+    data = read(client, listing, MAX_LISTING, patience)
     try:
         models = msgspec.json.decode(data, type=Listing).models
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -79,7 +79,7 @@ def test_adding_from_the_hub_as_a_program(tmp_path: Path, server: hub.Hub) -> No
     assert told[-1]["model"] == "Small-q4f16_1"
     assert done.returncode == 0
     shown = json.loads(run_hob(tmp_path, "model", "show", "Small-q4f16_1", "--json").stdout)
-    assert shown["origin source"] == "someone/Small"
+    assert shown["origin"]["source"] == "someone/Small"
     assert shown["licence"] == "apache-2.0"
     assert all(len(file["sha256"]) == 64 for file in shown["files"])
 

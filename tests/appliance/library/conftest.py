@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from appliance.library.download import Patience, session
+from appliance.library.remote import Patience, session
 from appliance.library.shelf import Shelf
 from tests.appliance.library import hub
 from tests.service import GOLDEN

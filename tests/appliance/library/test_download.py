@@ -10,7 +10,8 @@ import pytest
 
 from appliance.errors import AuthenticationError, DamagedError, DiskFullError, DownloadError, HobError
 from appliance.library import space
-from appliance.library.download import ATTEMPTS, Patience, Remote, fetch, look, read
+from appliance.library.download import ATTEMPTS, fetch
+from appliance.library.remote import Patience, Remote, look, read
 from tests.appliance.library.conftest import QUICK
 from tests.appliance.library.hub import Hub, git_blob
 
