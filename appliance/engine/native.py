@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from appliance.engine.runtime import release_free_memory, runtime, tensor_of
 from appliance.engine.weights import PAGE, Progress, check_parameters, fit, footprint, pack, pages
 from appliance.errors import ContextLengthError, InvalidRequestError, ModelLoadError
+from appliance.hardware.memory import memory
 from builder.compile import check_library
 from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
@@ -114,7 +114,7 @@ class NativeModel:
         max_sequences = fit(
             model.path.name,
             footprint(model, metadata),
-            available=psutil.virtual_memory().available,
+            available=memory().available,
             context=context,
             max_sequences=min(max_sequences, int(metadata["max_batch_size"])),
         )
