@@ -27,6 +27,19 @@ MODULES: Mapping[str, str] = {
 }
 FAMILIES = tuple(MODULES)
 
+DENSE = f"Convert a dense text model of these families: {', '.join(FAMILIES)}."
+# Fields of config.json that tell of something no family here has: what, and what to do about it.
+FOREIGN: Mapping[str, tuple[str, str]] = {
+    "quantization_config": (
+        "the checkpoint is already quantised",
+        "Convert the original, unquantised checkpoint.",
+    ),
+    "num_experts": ("mixtures of experts are not supported", DENSE),
+    "num_local_experts": ("mixtures of experts are not supported", DENSE),
+    "vision_config": ("models that see pictures are not supported", DENSE),
+    "audio_config": ("models that hear are not supported", DENSE),
+}
+
 
 class Family(Protocol):
     """What the module of a family offers."""
@@ -53,14 +66,12 @@ def model_config(source: "Fields", sizes: "Sizes") -> dict[str, Any]:
     """MLC's `model_config` for the config.json in `source`.
 
     Raises:
-        UnsupportedError, FormatError: as `Family.model_config`; or the weights are quantised already.
+        UnsupportedError, FormatError: as `Family.model_config`; or it is of a kind that no family here has.
     """
     chosen = family(source.get("model_type"), source.where)
-    if source.has("quantization_config"):
-        raise UnsupportedError(
-            f"{source.where}: the checkpoint is already quantised",
-            hint="Convert the original, unquantised checkpoint.",
-        )
+    for field, (what, hint) in FOREIGN.items():
+        if source.has(field):
+            raise UnsupportedError(f"{source.where}: {field}: {what}", hint=hint)
     return chosen.model_config(source, sizes)
 
 

@@ -76,7 +76,6 @@ def decoder(config: Fields) -> Decoder:
         int(shape.head_dim * part),
         config.section("rope_scaling"),
         context=context,
-        longest=config.integer("max_position_embeddings", context),
     )
     window = config.integer("sliding_window") if config.has("sliding_window") else None
     attention = Attention.uniform(shape, turn, None if window is None or window >= context else window)

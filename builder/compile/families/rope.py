@@ -71,7 +71,7 @@ def describe(scaling: Fields, longest: int, original: Any = None) -> Scaling | N
 
     Args:
         scaling: what the file says.
-        longest: the model's `max_position_embeddings`.
+        longest: the model's `max_position_embeddings`, unless `scaling` has its own.
         original: its `original_max_position_embeddings` from outside the object, which goes first.
 
     Raises:
@@ -82,6 +82,7 @@ def describe(scaling: Fields, longest: int, original: Any = None) -> Scaling | N
         return None
     if original is not None:
         scaling = Fields(scaling.where, {**scaling.values, "original_max_position_embeddings": original})
+    longest = scaling.integer("max_position_embeddings", longest)
     trained = scaling.integer("original_max_position_embeddings", longest)
     described: Scaling = {"rope_type": kind}
     if kind in ("linear", "llama3"):
@@ -92,7 +93,7 @@ def describe(scaling: Fields, longest: int, original: Any = None) -> Scaling | N
             raise scaling.wrong("low_freq_factor", "is not below high_freq_factor")
         described["original_max_position_embeddings"] = scaling.integer("original_max_position_embeddings")
     if kind == "dynamic":
-        described |= {"factor": scaling.number("factor"), "original_max_position_embeddings": longest}
+        described |= {"factor": scaling.number("factor"), "original_max_position_embeddings": trained}
     if kind == "yarn":
         factor = scaling.number("factor", longest / trained)
         described |= {
@@ -139,7 +140,7 @@ def read_rope(config: Fields, dim: int, base: str = "position_embedding_base") -
     return rope(theta, dim, config.section("rope_scaling"), context=context)
 
 
-def rope(theta: float, dim: int, scaling: Fields, *, context: int, longest: int | None = None) -> Rope:
+def rope(theta: float, dim: int, scaling: Fields, *, context: int) -> Rope:
     """The rotation of the first `dim` dimensions of every head.
 
     longrope's two sets are not mixed: a model whose `context` goes beyond what it was trained for uses the
@@ -148,14 +149,13 @@ def rope(theta: float, dim: int, scaling: Fields, *, context: int, longest: int 
     Args:
         scaling: MLC's `rope_scaling`, ours or MLC-LLM's; empty for plain rope.
         context: tokens of context.
-        longest: the model's `max_position_embeddings` where `scaling` may lack numbers; None takes `context`.
 
     Raises:
         UnsupportedError, FormatError: as `rope_config`; or `context` is beyond what a dynamic rope offers.
     """
     if dim < 2 or dim % 2:
         raise FormatError(f"{scaling.where}: rotary dimensions {dim} are not a positive even number")
-    numbers = describe(scaling, longest or context) or {"rope_type": "default"}
+    numbers = describe(scaling, context) or {"rope_type": "default"}
     kind = numbers["rope_type"]
     base = np.power(np.float32(theta), np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     plain = (np.float32(1.0) / base).astype(np.float32)

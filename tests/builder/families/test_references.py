@@ -73,3 +73,18 @@ def test_prefill_onto_history(model: Model) -> None:
         logits = library.prefill({0: LONG[start:stop], 1: [1, 2, 3]})
     assert error(logits[0], expected["long"][0]) < NEAR
     assert error(library.decode({0: LONG[START]})[0], expected["long"][1]) < NEAR
+
+
+def test_forks(model: Model) -> None:
+    """Chats that share their beginning attend to it together, each from its own position."""
+    library, expected = model
+    library.add(0)
+    library.prefill({0: LONG[:START]})
+    library.fork(0, 1, 30)
+    library.fork(0, 2, 19)
+    logits = library.prefill({2: LONG[19:START], 1: LONG[30:START]})
+    assert error(logits[0], expected["long"][0]) < NEAR
+    assert error(logits[1], expected["long"][0]) < NEAR
+    for row, token in enumerate(LONG[START:], 1):
+        logits = library.decode({1: token, 0: token, 2: token})
+        assert max(error(found, expected["long"][row]) for found in logits) < NEAR
