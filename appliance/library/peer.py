@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 import httpx2 as httpx
 import msgspec
 
-from appliance.errors import DownloadError, UnknownModelError
+from appliance.errors import AuthenticationError, DownloadError, UnknownModelError
 from appliance.library import manifest
 from appliance.library.manifest import Manifest
 from appliance.library.remote import USUAL, Patience, Remote, read
@@ -77,7 +77,13 @@ def look(
     base = address(source.host)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     listing = Remote(f"{base}/api/library", "its list of models", headers=headers)
-    data = read(client, listing, MAX_LISTING, patience)
+    try:
+        data = read(client, listing, MAX_LISTING, patience)
+    except AuthenticationError as error:
+        raise AuthenticationError(
+            f"{source.host} wants one of its API keys",
+            hint="Make one there with `hob key add NAME`; then HOB_API_KEY, or --key-file FILE.",
+        ) from error
     try:
         models = msgspec.json.decode(data, type=Listing).models
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.appliance.lan import Lan, Machine, a_lan, missing, python, wait_for
-from tests.service import HOB, MODEL, environment, run_hob
+from tests.service import HOB, MODEL, TINY, environment, run_hob
 
 REASON = missing()
 pytestmark = [pytest.mark.slow, pytest.mark.lan, pytest.mark.skipif(bool(REASON), reason=REASON)]
@@ -199,6 +199,21 @@ def test_two_hobs_are_found_under_two_names(lan: Lan, data_dir: Path, tmp_path: 
             assert visit(visitor, "GET", f"http://{second.address}:8080/login", headers=named).status == 303
             assert visit(visitor, "GET", f"http://{first.address}:8080/login", headers=named).status == 403
         wait_for("the goodbye", lambda: [service[5] for service in avahi.services()] == ["hob.local"])
+
+
+def test_a_model_is_copied_by_the_name_of_its_hob(lan: Lan, data_dir: Path, tmp_path: Path) -> None:
+    """`hob model copy NAME --from hob.local` finds the other Hob by multicast and gets in by its key alone."""
+    server, visitor = lan.machine(), lan.machine()
+    assert run_hob(data_dir, "model", "add", TINY, "--no-compile").returncode == 0
+    key = run_hob(data_dir, "key", "add", "kitchen").stdout.strip()
+    other_dir = tmp_path / "other"
+    copy = (HOB, "model", "copy", TINY, "--from", "hob.local", "--no-compile", "--json")
+    with serving(server, data_dir, "--lan"):
+        refused = visitor.run("sh", "-c", '"$@" || true', "sh", *copy, env=environment(other_dir))
+        assert "wants one of its API keys" in json.loads(refused.splitlines()[-1])["error"]
+        done = visitor.run(*copy, env=environment(other_dir, HOB_API_KEY=key))
+        assert json.loads(done.splitlines()[-1])["model"] == TINY
+    assert run_hob(other_dir, "model", "verify", TINY).stdout == f"{TINY} is sound.\n"
 
 
 def test_without_lan_nobody_outside_reaches_it(lan: Lan, data_dir: Path) -> None:
