@@ -1,7 +1,9 @@
 """What `hob doctor` looks at: each check is a small function that returns findings with the next step."""
 
+import asyncio
 import importlib.metadata
 import importlib.util
+import ipaddress
 import json
 import os
 import shutil
@@ -12,11 +14,13 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import psutil
 
 from appliance.config import Settings
 from appliance.domain import Frozen, Hardware
+from appliance.engine.choice import engine_kind
 from appliance.hardware.devices import Candidate, candidates
 from appliance.hardware.memory import ENGINE_OVERHEAD, SERVICE_OVERHEAD, Memory, fits, kv_bytes, largest_model
 from appliance.hardware.tier import Measurement
@@ -110,6 +114,7 @@ def examine(
         models=weighed,
         findings=(
             *runtime(),
+            *engine(settings),
             linker(),
             torch(),
             *devices(found),
@@ -117,6 +122,7 @@ def examine(
             memory(room),
             *models_found(weighed),
             port(settings),
+            *upstreams(settings),
             *failures(settings),
         ),
     )
@@ -156,6 +162,59 @@ def runtime() -> Iterator[Finding]:
             detail="the apache-tvm wheel is missing or has no runtime library",
             hint="Install it again: pip install --force-reinstall apache-tvm==0.27.0.post1",
         )
+
+
+def engine(settings: Settings) -> Iterator[Finding]:
+    """MLC-LLM, where it is to run the models; a word on it where it is not, but could."""
+    installed = importlib.util.find_spec("mlc_llm") is not None
+    if settings.engine == "mlc" and not installed:
+        yield Finding(
+            check="engine",
+            status="problem",
+            detail='engine = "mlc", but MLC-LLM is not installed',
+            hint='Install it, as docs/engines.md says, or set engine = "auto".',
+        )
+    elif installed:
+        detail = f"MLC-LLM is installed; the engine of this Hob is {engine_kind(settings)}"
+        yield Finding(check="engine", status="ok", detail=detail)
+
+
+def upstreams(settings: Settings) -> Iterator[Finding]:
+    """Every address of other servers, asked once, and keys that travel where others may read them."""
+    if not settings.upstreams:
+        return
+    from appliance.upstream.directory import examine as look  # an HTTP client, for this alone
+
+    for state in asyncio.run(look(settings.upstreams)):
+        what = f"upstream {state.upstream}"
+        if state.problem:
+            yield Finding(
+                check=what,
+                status="warning",
+                detail=f"{state.url}: {state.problem}",
+                hint=state.hint or "Its models wait until it answers; everything else works.",
+            )
+        else:
+            count = f"{state.models} model{'' if state.models == 1 else 's'}"
+            yield Finding(check=what, status="ok", detail=f"{state.url}: {count}")
+    for upstream in settings.upstreams:
+        for url in upstream.urls:
+            parts = urlsplit(url)
+            if upstream.key_file and parts.scheme == "http" and not _loopback(parts.hostname or ""):
+                yield Finding(
+                    check=f"upstream {upstream.name}",
+                    status="warning",
+                    detail=f"its key travels unencrypted to {url}",
+                    hint="Give the server a certificate and use https://, or trust everybody on the way.",
+                )
+
+
+def _loopback(host: str) -> bool:
+    """Whether a host is this machine by name or number."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def linker() -> Finding:

@@ -35,6 +35,7 @@ LAYERS = [
         "appliance.engine.runtime",
         "appliance.engine.weights",
         "appliance.engine.native",
+        "appliance.engine.mlc",
         "appliance.engine.probe",
         "appliance.engine.measure",
         "appliance.engine.worker",

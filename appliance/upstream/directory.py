@@ -38,12 +38,16 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How one address is: `problem` is empty when it answers; `models` are counted as of its last list."""
+    """How one address is: `problem` is empty when it answers; `models` are counted as of its last list.
+
+    `hint` is the next step after some problems.
+    """
 
     upstream: str
     url: str
     models: int
     problem: str
+    hint: str
 
 
 class Group:
@@ -238,7 +242,7 @@ class Upstreams:
     def states(self) -> list[State]:
         """How each address is."""
         return [
-            State(server.upstream.name, server.url, len(server.models or ()), server.problem)
+            State(server.upstream.name, server.url, len(server.models or ()), server.problem, server.hint)
             for server in self._servers
         ]
 

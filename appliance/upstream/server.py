@@ -41,7 +41,7 @@ class Server:
 
     Attributes:
         models: its models by name, as of the last successful look; None while it has never told.
-        problem: why it cannot be asked; empty when it can, as far as is known.
+        problem, hint: why it cannot be asked, and the next step; empty when it can, as far as is known.
         looked: set once the first look has ended, one way or the other.
         doubted: set when it failed since the last look.
     """
@@ -50,7 +50,7 @@ class Server:
         self.upstream = upstream
         self.url = url
         self.models: Mapping[str, Listed] | None = None
-        self.problem = ""
+        self.problem = self.hint = ""
         self.looked = asyncio.Event()
         self.doubted = asyncio.Event()
         self._client = client
@@ -78,7 +78,7 @@ class Server:
             self._note(f"what it sends is no list of models: {one_line(str(error))}")
         except Failure as failure:
             self._rests_until = time.monotonic() + failure.rest
-            self._note(failure.error.message)
+            self._note(failure.error.message, failure.error.hint)
         finally:
             self.looked.set()
 
@@ -86,7 +86,7 @@ class Server:
         """Remember what an answer failed of."""
         self._rests_until = time.monotonic() + failure.rest
         if failure.down:
-            self._note(failure.error.message)
+            self._note(failure.error.message, failure.error.hint)
             self.doubted.set()
 
     async def answer(self, body: bytes) -> AsyncGenerator[Delta, None]:
@@ -217,13 +217,13 @@ class Server:
                         raise Failure.broken(f"it sends more than {most} bytes")
         return body[:most]
 
-    def _note(self, problem: str) -> None:
+    def _note(self, problem: str, hint: str = "") -> None:
         """Remember how it is, and log changes."""
         if problem and problem != self.problem:
             log.warning("%s: %s", self.url, problem)
         elif self.problem and not problem:
             log.info("%s answers again", self.url)
-        self.problem = problem
+        self.problem, self.hint = problem, hint
 
 
 @contextlib.asynccontextmanager
