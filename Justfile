@@ -65,3 +65,7 @@ guide-train: (env "service")
 # Ask the guide held-out questions and print the share it answers right.
 guide-eval: (env "service")
     {{python}} -m builder.guide eval
+
+# Print what each weight format costs: the guide's perplexity on held-out questions; flags: --json, --texts N.
+quality *flags: (env "service")
+    {{python}} -m builder.guide quality {{flags}}

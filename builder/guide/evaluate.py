@@ -44,7 +44,7 @@ def ask(guide: Guide, tokenizer: Tokenizer, turns: Sequence[str]) -> str:
 def evaluate(directory: Path = MODEL, corpus: Corpus | None = None) -> list[Verdict]:
     """Ask every held-out question. Deterministic."""
     topics = (corpus or load_corpus()).topics
-    guide, tokenizer = Guide(directory), Tokenizer.from_file(str(directory / "tokenizer.json"))
+    guide, tokenizer = Guide.of_directory(directory), Tokenizer.from_file(str(directory / "tokenizer.json"))
     verdicts = []
     for probe in load_heldout():
         answer = ask(guide, tokenizer, probe.turns)

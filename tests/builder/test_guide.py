@@ -132,7 +132,7 @@ def test_artefact_is_small_and_sound() -> None:
 
 def test_the_questions_that_the_page_suggests_are_answered() -> None:
     """Whoever presses a suggestion on the empty page gets the answer to it."""
-    guide, tokenizer = Guide(MODEL), Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    guide, tokenizer = Guide.of_directory(MODEL), Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     topics = ("what_hob", "add_model", "phone", "privacy")
     for question, topic in zip(SUGGESTIONS, topics, strict=True):
         answer = ask(guide, tokenizer, [question])
