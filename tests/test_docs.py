@@ -9,6 +9,8 @@ import pytest
 
 from appliance.cli import hob
 from appliance.config import Settings
+from appliance.hardware.memory import ENGINE_OVERHEAD, SERVICE_OVERHEAD
+from appliance.library.catalogue import catalogue
 from appliance.upstream.settings import Upstream
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,30 @@ def settings_table() -> str:
         default = "the XDG data folder, `hob` in it" if key == "data_dir" else f"`{_toml(field.default)}`"
         rows.append(f"| `{key}` | `HOB_{key.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
+
+
+def fit_table() -> str:
+    """The table of docs/models.md: how much context each model of the catalogue has room for."""
+    sizes = (4, 8, 16)
+    rows = [
+        "| Model | Weights | A thousand tokens | " + " | ".join(f"{size} GB" for size in sizes) + " |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for model in catalogue():
+        cells = []
+        for size in sizes:
+            # The system and its own programs take 0.8 GB.
+            room = size * 2**30 - 8 * 10**8 - ENGINE_OVERHEAD - SERVICE_OVERHEAD - model.weights
+            tokens = min(model.context, room // model.cache) // 1024
+            cells.append(f"{tokens} k" if tokens > 0 else "no")
+        cells = [model.name, f"{model.weights / 1e9:.1f} GB", f"{model.cache / 1e6 * 1000:.0f} MB", *cells]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def test_what_fits_is_reckoned_from_the_catalogue() -> None:
+    """docs/models.md has exactly the table that the catalogue's figures yield."""
+    assert fit_table() in (ROOT / "docs/models.md").read_text(), f"it should read\n\n{fit_table()}\n"
 
 
 def commands(group: click.Command, path: str = "hob") -> Iterator[tuple[str, click.Command]]:

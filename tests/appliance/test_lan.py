@@ -202,7 +202,7 @@ def test_two_hobs_are_found_under_two_names(lan: Lan, data_dir: Path, tmp_path: 
 
 
 def test_a_model_is_copied_by_the_name_of_its_hob(lan: Lan, data_dir: Path, tmp_path: Path) -> None:
-    """`hob model copy NAME --from hob.local` finds the other Hob by multicast and gets in by its key alone."""
+    """`hob model copy NAME --from hob.local` finds the other Hob by multicast and gets in by its key."""
     server, visitor = lan.machine(), lan.machine()
     assert run_hob(data_dir, "model", "add", TINY, "--no-compile").returncode == 0
     key = run_hob(data_dir, "key", "add", "kitchen").stdout.strip()
