@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.compile.bfloat16 import round_bfloat16
-from builder.compile.families.parameters import Role
 
 Layout = Literal["NK", "KN"]
+Role = Literal["embedding", "linear", "head", "vector"]
+"""What a parameter is: the token table, a linear layer, the output matrix, or a norm's weight or a bias."""
 
 GROUPS: Mapping[int, int] = {4: 32, 3: 40}
 """Weights that share a scale, by bits per weight."""
