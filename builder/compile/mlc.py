@@ -194,6 +194,8 @@ class MLCDirectory:
 def read_config(path: Path) -> dict[str, Any]:
     """Read and check `mlc-chat-config.json` in `path`.
 
+    A model without end of its context gets the length of its window for one.
+
     Raises:
         FormatError, UnsupportedError: as `MLCDirectory.open`.
     """
@@ -203,6 +205,9 @@ def read_config(path: Path) -> dict[str, Any]:
         _typed(file, config, field, str)
     _typed(file, config, "model_config", dict)
     vocab_size = _positive(file, config, "vocab_size")
+    if config.get("context_window_size") == -1 and config.get("sliding_window_size", -1) != -1:
+        # MLC-LLM's way to say that a window rolls on without end. Inside the window both ways are the same.
+        config["context_window_size"] = _positive(file, config, "sliding_window_size")
     for field in ("context_window_size", "prefill_chunk_size"):
         _positive(file, config, field)
     if (family := config["model_type"]) not in FAMILIES:

@@ -78,6 +78,19 @@ def test_older_name_of_the_tensor_cache(directory: Path) -> None:
     MLCDirectory.open(directory).verify()
 
 
+def test_a_window_without_end_of_context(directory: Path) -> None:
+    """MLC-LLM gives models with a sliding window no end of their context; the window is one."""
+    endless = {"context_window_size": -1, "sliding_window_size": 512}
+    change(directory / "mlc-chat-config.json", lambda config: config.update(endless))
+    assert MLCDirectory.open(directory).context_window == 512
+    change(directory / "mlc-chat-config.json", lambda config: config.update(sliding_window_size=0))
+    with pytest.raises(FormatError, match="sliding_window_size"):
+        MLCDirectory.open(directory)
+    change(directory / "mlc-chat-config.json", lambda config: config.update(sliding_window_size=-1))
+    with pytest.raises(FormatError, match="context_window_size"):
+        MLCDirectory.open(directory)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

@@ -1,13 +1,14 @@
 """Fields of a model's description, checked one by one; every error names file and field."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from builder.errors import FormatError, UnsupportedError
 
 LARGEST = 2**31 - 1  # no dimension or count of a model is beyond it
+# Nor any number: what is computed from them stays inside float32.
+NUMBERS = (1e-15, 1e15)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number, an int where the file has one."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not _is_number(value):
             raise self.wrong(name, "is not a positive number")
         return value
 
@@ -89,7 +90,7 @@ class Fields:
         value = self.get(name)
         if not isinstance(value, list) or len(value) != count:
             raise self.wrong(name, f"is not a list of {count} numbers")
-        if any(isinstance(n, bool) or not isinstance(n, int | float) or not 0 < n < math.inf for n in value):
+        if not all(map(_is_number, value)):
             raise self.wrong(name, "has a number that is not positive")
         return value
 
@@ -118,3 +119,9 @@ class Fields:
         return FormatError(
             f"{self.where}: {name}: {value} {problem}", hint="Download or copy the model again."
         )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a positive number of a size that models have."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    return usable and NUMBERS[0] <= value <= NUMBERS[1]

@@ -84,6 +84,8 @@ def describe(scaling: Fields, longest: int, original: Any = None) -> Scaling | N
         scaling = Fields(scaling.where, {**scaling.values, "original_max_position_embeddings": original})
     longest = scaling.integer("max_position_embeddings", longest)
     trained = scaling.integer("original_max_position_embeddings", longest)
+    if trained == 1:
+        raise scaling.wrong("original_max_position_embeddings", "is no context")
     described: Scaling = {"rope_type": kind}
     if kind in ("linear", "llama3"):
         described["factor"] = scaling.number("factor")
@@ -155,6 +157,8 @@ def rope(theta: float, dim: int, scaling: Fields, *, context: int) -> Rope:
     """
     if dim < 2 or dim % 2:
         raise FormatError(f"{scaling.where}: rotary dimensions {dim} are not a positive even number")
+    if theta <= 1:
+        raise FormatError(f"{scaling.where}: a rotary base of {theta} turns no dimension slower than another")
     numbers = describe(scaling, context) or {"rope_type": "default"}
     kind = numbers["rope_type"]
     base = np.power(np.float32(theta), np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))

@@ -41,6 +41,7 @@ def decoder(config: Fields) -> Decoder:
 
 def _flags(config: Fields, rotated: Any, layers: int) -> list[int]:
     """`no_rope_layers`: 1 for each layer that rotates, 0 for one that does not, whatever the name says."""
-    if not isinstance(rotated, list) or len(rotated) < layers or any(flag not in (0, 1) for flag in rotated):
+    flags = rotated[:layers] if isinstance(rotated, list) else []
+    if len(flags) < layers or any(flag not in (0, 1) for flag in flags):
         raise config.wrong("no_rope_layers", f"is not a list of 0 or 1 for each of {layers} layers")
-    return [int(flag) for flag in rotated[:layers]]
+    return [int(flag) for flag in flags]
