@@ -47,6 +47,10 @@ class Library:
         for seq in seqs:
             self.ffi.get_global_func("vm.builtin.kv_state_add_sequence")(self.kv, seq)
 
+    def fork(self, parent: int, child: int, length: int) -> None:
+        """Start a sequence with the first tokens of another one, in the same pages."""
+        self.ffi.get_global_func("vm.builtin.kv_state_fork_sequence")(self.kv, parent, child, length)
+
     def end(self) -> None:
         """The tokens announced are in."""
         self.ffi.get_global_func("vm.builtin.kv_state_end_forward")(self.kv)
