@@ -16,7 +16,7 @@ from sqlite_utils import Database
 
 from appliance.domain import Timings, Usage
 from appliance.errors import ConflictError, NotFoundError, PermissionDeniedError, StoreError
-from appliance.store import INTERRUPTED, Store, StoredMessage, newest_branch, title_of
+from appliance.store import INTERRUPTED, Speed, State, Store, StoredMessage, newest_branch, title_of
 from appliance.store.chats import TITLE_LENGTH
 from appliance.store.migrations import migrations
 
@@ -352,3 +352,31 @@ def test_a_file_of_an_older_hob_is_brought_up_to_date(tmp_path: Path) -> None:
     assert [chat.title for chat in store.chats()] == ["Old"]
     assert store.keys() == []
     store.close()
+
+
+def test_speeds_of_real_answers(store: Store) -> None:
+    """The median by model, the last one first; short, broken and untimed answers do not count."""
+
+    def answer(model: str, tokens: int, seconds: float, state: State = "done", prompt: int = 100) -> None:
+        _, row = store.ask(None, "question", model, {})
+        store.finish(
+            row.id,
+            state=state,
+            content="x",
+            finish="stop",
+            usage=Usage(prompt_tokens=prompt, completion_tokens=tokens),
+            timings=Timings(queue=0, prefill=0.5, decode=seconds),
+        )
+
+    assert store.speeds() == []
+    for seconds in (1.0, 2.0, 4.0):
+        answer("llama", 41, seconds)
+    answer("llama", 3, 1.0)
+    answer("llama", 41, 1.0, state="stopped")
+    answer("guide", 11, 0.0)
+    answer("guide", 11, 0.1, prompt=2)
+    assert store.speeds() == [
+        Speed("guide", 1, None, 100.0),
+        Speed("llama", 3, 200.0, 20.0),
+    ]
+    assert store.speeds(limit=1) == [Speed("guide", 1, None, 100.0)]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -20,6 +21,7 @@ from appliance.engine.client import EngineClient
 from appliance.engine.messages import Finished, Generate, ModelRef, Tokens
 from appliance.errors import (
     ContextLengthError,
+    DeviceError,
     EngineUnavailableError,
     HobError,
     InvalidRequestError,
@@ -372,3 +374,53 @@ async def test_an_engine_that_runs_on_its_own(toy: ModelRef, tmp_path: Path) -> 
         await one.close()
         process.terminate()
         assert await process.wait() == 0
+
+
+async def test_a_device_that_kills_the_engine(toy: ModelRef) -> None:
+    """A process that dies twice while it loads for a GPU is the GPU's fault; the processor then answers."""
+    doomed = msgspec.structs.replace(toy, target="cuda")
+    async with running() as client:
+        with pytest.raises(EngineUnavailableError):
+            await client.load(doomed)
+        await until(lambda: answers(client))
+        with pytest.raises(DeviceError, match="died twice"):
+            await client.load(doomed)
+        await until(lambda: answers(client))
+        await client.load(toy)
+        assert len(await collect(client, generate(toy, max_tokens=5))) == 5
+
+
+async def test_a_device_that_kills_the_engine_under_a_question(toy: ModelRef) -> None:
+    """The same for a model that a question loads."""
+    doomed = generate(msgspec.structs.replace(toy, target="cuda"), max_tokens=5)
+    async with running() as client:
+        for error in (EngineUnavailableError, DeviceError):
+            with pytest.raises(error):
+                await collect(client, doomed)
+            await until(lambda: answers(client))
+        assert len(await collect(client, generate(toy, max_tokens=5))) == 5
+
+
+async def test_the_processor_is_never_to_blame(toy: ModelRef) -> None:
+    """An engine that is killed while it works for the processor is simply gone, however often."""
+    async with running() as client:
+        await client.load(toy)
+        for _ in range(3):
+            answering = asyncio.create_task(collect(client, generate(toy, max_tokens=100_000)))
+            await until(lambda: busy(client))
+            worker().kill()
+            with pytest.raises(EngineUnavailableError):
+                await answering
+
+
+async def answers(client: EngineClient) -> bool:
+    """Whether a process is there again."""
+    with contextlib.suppress(EngineUnavailableError):
+        await client.stats()
+        return True
+    return False
+
+
+async def busy(client: EngineClient) -> bool:
+    """Whether a request runs."""
+    return (await client.stats()).running > 0
