@@ -168,7 +168,7 @@ def adopt(shelf: Shelf, source: str, as_json: bool) -> bool:
     if not mine:
         return False
     MLCDirectory.open(mine[0].path).verify()
-    entry = shelf.adopt(mine[0].name, Origin("file", str(mine[0].path)))
+    entry = shelf.adopt(mine[0].name, Origin("file", mine[0].path.name))
     if as_json:
         say({"model": entry.reference, "version": entry.version})
     else:

@@ -136,7 +136,7 @@ def export(name: str, file: Path, force: bool, as_json: bool) -> None:
     with spoken(as_json):
         entry = entry_of(load_settings(), name)
         target = file / f"{entry.name.replace('/', '-')}{archive.SUFFIX}" if file.is_dir() else file
-        kept = entry.manifest or describe(entry.path, entry.name, Origin("file", str(entry.path)), "")
+        kept = entry.manifest or describe(entry.path, entry.name, Origin("file", entry.path.name), "")
         teller = Teller(f"Writing {target} ...", as_json)
         try:
             archive.write(

@@ -79,13 +79,15 @@ def plan(offer: Offer, *, name: str, quantization: str, context: int) -> Plan:
         stored = fit.converted_bytes(offer.weights, bits, quantization)
     fetched = sum(remote.size or 0 for remote in offer.remotes)
     # An archive from the network lies here twice for a while, as does what is converted.
-    both = offer.converted or (offer.form == "archive" and fetched)
-    disk = fetched + stored if both else max(fetched, offer.size)
+    if offer.converted:
+        disk = fetched + stored
+    else:
+        disk = 2 * fetched if offer.form == "archive" and fetched else offer.size
     judged = fit.judge(stored, offer.config, context)
     revision = offer.origin.revision
     kept = "" if not offer.converted else quantization
     return Plan(
-        source=offer.origin.source + (f"@{revision}" if revision else ""),
+        source=str(offer.path or offer.origin.source) + (f"@{revision}" if revision else ""),
         name=name or _name(offer, kept),
         form=offer.form,
         quantization=kept,
@@ -211,23 +213,34 @@ def _fetch(
 
 
 def _copy(path: Path, made: Path, offer: Offer, report: Report) -> list[manifest.File]:
-    """Copy an MLC directory's files, each with its checksum taken on the way."""
+    """Copy an MLC directory's files, each read once: its checksum is taken on the way.
+
+    Raises:
+        DamagedError: a weight file is not what the checksum that came with it says.
+    """
     directory = MLCDirectory.open(path)
+    expected = {shard.name: shard.md5 for shard in directory.shards}
     files, done = [], 0
     for file in plain_files(path):
         if not mlc_file(file.name, directory):
             continue
         digest, count = hashlib.sha256(), 0
+        own = hashlib.md5(usedforsecurity=False)  # the format's checksum
         with file.open("rb") as stream, (made / file.name).open("xb") as out:
             while chunk := stream.read(CHUNK):
                 out.write(chunk)
                 digest.update(chunk)
+                if file.name in expected:
+                    own.update(chunk)
                 count += len(chunk)
                 report(f"copying {file.name}", (done + count) / max(offer.size, 1), done + count, offer.size)
+        if expected.get(file.name, "") not in ("", own.hexdigest()):
+            raise DamagedError(
+                f"{file} is damaged: MD5 {own.hexdigest()}, expected {expected[file.name]}",
+                hint="Copy the model again to where it came from.",
+            )
         files.append(manifest.File(file.name, count, digest.hexdigest()))
         done += count
-    # A copy that went wrong on its way here shows now, in the checksums that the weights came with.
-    MLCDirectory.open(made).verify()
     return files
 
 
@@ -239,9 +252,9 @@ def _ensure_room(shelf: Shelf, planned: Plan, fetched: Path) -> None:
     """
     here = sum(file.stat().st_size for file in fetched.iterdir()) if fetched.exists() else 0
     wanted = max(0, planned.disk - here)
-    if space.missing(wanted, space.free(shelf.folder)):
+    if space.missing(wanted, space.free(shelf.folder), space.RESERVE):
         shelf.sweep(seconds=0)
-    space.ensure(shelf.folder, wanted)
+    space.ensure(shelf.folder, wanted, space.RESERVE)
 
 
 def _clear(folder: Path, but: Path) -> None:

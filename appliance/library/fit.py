@@ -66,7 +66,7 @@ def judge(weights: int, config: Mapping[str, Any] | None, context: int) -> Fit:
 
     Args:
         weights: bytes, in the format it will have here.
-        config: `mlc-chat-config.json` or `config.json`; without one the cache counts a tenth of the weights.
+        config: `mlc-chat-config.json` or `config.json`; without one the cache is guessed from the weights.
         context: tokens that the settings reserve.
     """
     now = memory()
@@ -97,4 +97,5 @@ def _cache(weights: int, config: Mapping[str, Any] | None, context: int) -> int:
             return kv_bytes({"model_config": shape}, min(context, int(window)))
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             pass  # a family that names its fields otherwise, or a bad value, which its reader will name
-    return weights // 10
+    # 64 KiB a token for each billion weights of 4.5 bits, as Llama-3.2-1B has; others have up to thrice that.
+    return int(weights * 8 / 4.5 / 1e9 * 64 * 2**10 * context)

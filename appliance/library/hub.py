@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from appliance.errors import AuthenticationError, DownloadError, LibraryError
+from appliance.errors import AuthenticationError, DownloadError, HobError, LibraryError
 from appliance.library.choose import Form, choose
 from appliance.library.remote import BrokenOffError, Patience, Remote, patiently
 from appliance.library.source import Hub
 
 if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import ModelInfo
 
 
@@ -43,33 +44,47 @@ def look(source: Hub, token: str, patience: Patience) -> tuple["ModelInfo", str]
 
     try:
         found = patiently(ask, f"{hub} does not describe {name}", patience)
-    except errors.GatedRepoError as error:
-        raise AuthenticationError(
-            f"{source.repository} is given only to those who accepted its licence",
-            hint=f"Accept it at {hub}/{source.repository}, make a token, and give it: --key-file FILE.",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise DownloadError(
-            f"{source.repository} has no revision {source.revision!r}", hint=f"See {hub}/{source.repository}."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise DownloadError(
-            f"{hub} has no {source.repository}, or shows it only to some",
-            hint="Check the name. A private one needs a token: --key-file FILE.",
-        ) from error
+    except errors.HfHubHTTPError as error:
+        raise _explained(error, source, hub) from error
     except errors.OfflineModeIsEnabled as error:
         raise DownloadError(
             "HF_HUB_OFFLINE is set", hint="Unset it, or add the model from a file."
         ) from error
     except errors.HFValidationError as error:
         raise DownloadError(f"{name} is not a repository's name", hint="Ids look like owner/name.") from error
-    except errors.HfHubHTTPError as error:
-        if (status := error.response.status_code) in (401, 403):
-            raise AuthenticationError(
-                f"{hub} does not show {name} ({status})", hint="Is the token right? --key-file FILE."
-            ) from error
-        raise DownloadError(f"{hub} answers {status} for {name}") from error
+    if found.gated and not _authorization(token):
+        raise _gated(source, hub)
     return found, hub
+
+
+def _explained(error: "HfHubHTTPError", source: Hub, hub: str) -> HobError:
+    """What the hub refused, and what to do about it."""
+    from huggingface_hub import errors
+
+    status, repository = error.response.status_code, source.repository
+    if isinstance(error, errors.GatedRepoError):
+        return _gated(source, hub)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return DownloadError(
+            f"{repository} has no revision {source.revision!r}", hint=f"See {hub}/{repository}."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return DownloadError(
+            f"{hub} has no {repository}, or shows it only to some",
+            hint="Check the name. A private one needs a token: --key-file FILE.",
+        )
+    if status in (401, 403):
+        return AuthenticationError(
+            f"{hub} does not show {repository} ({status})", hint="Is the token right? --key-file FILE."
+        )
+    return DownloadError(f"{hub} answers {status} for {repository}")
+
+
+def _gated(source: Hub, hub: str) -> AuthenticationError:
+    return AuthenticationError(
+        f"{source.repository} is given only to those who accepted its licence",
+        hint=f"Accept it at {hub}/{source.repository}, make a token, and give it: --key-file FILE.",
+    )
 
 
 def remotes(

@@ -47,7 +47,7 @@ class Origin(msgspec.Struct, frozen=True):
     Attributes:
         kind: "hub" (Hugging Face or a mirror), "url", "hob" (another Hob), "file" (a folder or file here),
             "archive" (a .hobmodel file).
-        source: repository id, address, host or path, without any secret.
+        source: repository id, address, or name@host; of a file or folder its name alone, as manifests travel.
         revision: the commit of a repository; "" elsewhere.
         file: the one file of the source that was taken, as from a repository of many GGUF files.
     """

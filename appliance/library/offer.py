@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2 as httpx
 
-from appliance.errors import DamagedError, DownloadError, LibraryError
+from appliance.errors import DamagedError, DownloadError, HobError, LibraryError
 from appliance.library import archive, hub, peer, space
-from appliance.library.choose import SIDE_FILES
+from appliance.library.choose import SIDE_FILES, choose
 from appliance.library.manifest import MANIFEST, Manifest, Origin
 from appliance.library.remote import USUAL, Patience, Remote, look, read
 from appliance.library.source import Hub, Local, Peer, Source, Web
@@ -64,7 +64,8 @@ class Offer:
     @property
     def key(self) -> str:
         """The same for the same content of the same source, so that what was fetched is found again."""
-        parts = (self.origin.kind, self.origin.source, self.origin.revision, self.origin.file)
+        where = str(self.path) if self.path else self.origin.source
+        parts = (self.origin.kind, where, self.origin.revision, self.origin.file)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -154,7 +155,7 @@ def _local(path: Path) -> Offer:
                     kept.origin, kept.name, "archive", kept.licence, (), path, kept.size, weights, None, kept
                 )
             size = path.stat().st_size
-            return Offer(Origin("file", str(path)), path.name, "checkpoint", "", (), path, size, size, None)
+            return Offer(Origin("file", path.name), path.name, "checkpoint", "", (), path, size, size, None)
         files = plain_files(path)
         if (path / CONFIG).is_file():
             return _local_mlc(path, files)
@@ -169,24 +170,34 @@ def _local(path: Path) -> Offer:
         config = _json(path / "config.json") if (path / "config.json").is_file() else None
         _check_family(config, str(path))
         sizes = {file.name: file.stat().st_size for file in files}
+        form, weights = _weights(sizes, str(path))
         return Offer(
-            origin=Origin("file", str(path)),
+            origin=Origin("file", path.name),
             title=path.name,
-            form="checkpoint",
+            form=form,
             licence="",
             remotes=(),
             path=path,
             size=sum(sizes.values()),
-            weights=sum(count for name, count in sizes.items() if WEIGHTS.search(name)),
+            weights=weights,
             config=config,
         )
+
+
+def _weights(sizes: Mapping[str, int], where: str) -> tuple[Form, int]:
+    """Form and bytes of the weights in a folder, by the names there."""
+    try:
+        choice = choose(sizes, where)
+    except HobError:  # named in some other way: whoever opens it looks at the content
+        return "checkpoint", sum(count for name, count in sizes.items() if WEIGHTS.search(name))
+    return choice.form, sum(sizes[name] for name in choice.weights)
 
 
 def _local_mlc(path: Path, files: list[Path]) -> Offer:
     directory = MLCDirectory.open(path)
     wanted = [file for file in files if mlc_file(file.name, directory)]
     return Offer(
-        origin=Origin("file", str(path)),
+        origin=Origin("file", path.name),
         title=path.name,
         form="mlc",
         licence="",

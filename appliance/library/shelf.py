@@ -15,8 +15,8 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -279,13 +279,14 @@ class Shelf:
 
     def _discard(self, path: Path, *, force: bool, name: str = "") -> None:
         """Rename a directory out of sight, then delete it; the rename is what counts."""
-        gone = Path(tempfile.mkdtemp(prefix=GONE, dir=self.folder))
+        # A rename alone: on a full disk there may be no room for so much as a new folder.
+        gone = self.folder / f"{GONE}{secrets.token_hex(8)}"
         with contextlib.ExitStack() as stack:
             if not force:
                 busy = f"{name} is in use"
                 hint = "Stop Hob or let it load another model; --force removes it all the same."
                 stack.enter_context(locked(path, exclusive=True, busy=busy, hint=hint))
-            path.rename(gone / path.name)
+            path.rename(gone)
             sync(path.parent)
         shutil.rmtree(gone)
 

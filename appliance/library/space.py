@@ -21,13 +21,13 @@ def free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def missing(needed: int, available: int, reserve: int = RESERVE) -> int:
+def missing(needed: int, available: int, reserve: int) -> int:
     """Bytes that are missing for `needed` more beside the reserve; 0 when there is room."""
     return max(0, needed + reserve - available)
 
 
-def ensure(folder: Path, needed: int, reserve: int = RESERVE) -> None:
-    """See that `needed` bytes fit.
+def ensure(folder: Path, needed: int, reserve: int) -> None:
+    """See that `needed` bytes fit and `reserve` stay free.
 
     Raises:
         DiskFullError: they do not; says how much is missing.

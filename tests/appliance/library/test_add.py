@@ -1,5 +1,6 @@
 """Adding models from everywhere, and everything that goes wrong on the way: the library is as it was then."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -233,12 +234,23 @@ def test_a_busy_hub_is_asked_again(adding: Adding, server: Hub) -> None:
 
 @pytest.mark.usefixtures("unchanged")
 def test_gated_without_a_token(adding: Adding, server: Hub) -> None:
-    """The licence's page and the way to give a token are in the hint; a wrong token is never shown."""
+    """The licence's page and the way to give a token are in the hint, and nothing is fetched."""
     server.publish(REPOSITORY, MLC)
     server.gated.add(REPOSITORY)
-    with pytest.raises(AuthenticationError) as caught:
+    with pytest.raises(AuthenticationError, match="licence") as caught:
+        adding(REPOSITORY)
+    assert f"{server.url}/{REPOSITORY}" in caught.value.hint
+    assert "--key-file" in caught.value.hint
+    assert not any("/resolve/" in path for path, _ in server.requests)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_gated_with_a_wrong_token(adding: Adding, server: Hub) -> None:
+    """A token that does not open the repository is said to, and never shown."""
+    server.publish(REPOSITORY, MLC)
+    server.gated.add(REPOSITORY)
+    with pytest.raises(AuthenticationError, match="401") as caught:
         adding(REPOSITORY, key="hf_wrong")
-    assert "--help" in caught.value.hint or "--key-file" in caught.value.hint
     assert "hf_wrong" not in caught.value.explanation
 
 
@@ -316,7 +328,7 @@ def test_a_copy_that_went_wrong_on_its_way_here(adding: Adding, mlc: Path) -> No
     """The checksums that the weights came with are compared."""
     shard = mlc / "params_shard_0.bin"
     shard.write_bytes(bytes(shard.stat().st_size))
-    with pytest.raises(FormatError, match=r"params_shard_0\.bin is damaged"):
+    with pytest.raises(DamagedError, match=r"params_shard_0\.bin is damaged"):
         adding(mlc)
 
 
@@ -423,8 +435,9 @@ def test_leftovers_of_others_give_way(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with three megabytes."""
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file system of its own with three megabytes, none of them reserved."""
+    monkeypatch.setattr(space, "RESERVE", 0)
     if os.getuid() != 0:
         pytest.skip("mounting a small disk needs root")
     folder = tmp_path / "disk"
@@ -440,6 +453,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+def fill(folder: Path) -> None:
+    """Take all the room there is, as another program may."""
+    with (folder / "filler").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+
+
 @pytest.mark.parametrize("step", ["fetching", "copying", "converting"])
 def test_a_disk_that_fills_halfway(
     small_disk: Path,
@@ -447,13 +467,9 @@ def test_a_disk_that_fills_halfway(
     server: Hub,
     mlc: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
     """Another program takes the last bytes meanwhile: an error, no half model, and the room is given back."""
-    monkeypatch.setattr(space, "RESERVE", 0)
-    monkeypatch.setattr(space.ensure, "__defaults__", (0,))
-    monkeypatch.setattr(space.missing, "__defaults__", (0,))
     adding = Adding(Shelf(small_disk / "models"), client)
     first = adding(mlc, name="first")
     source: str | Path = mlc
@@ -464,17 +480,7 @@ def test_a_disk_that_fills_halfway(
     if step == "converting":
         source = write_checkpoint(tmp_path / "stick")
     filler = small_disk / "filler"
-
-    def fill() -> None:
-        if not filler.exists():
-            with filler.open("wb", buffering=0) as stream:
-                try:
-                    while True:
-                        stream.write(bytes(4096))
-                except OSError:
-                    pass
-
-    adding.at = {step: fill}
+    adding.at = {step: lambda: None if filler.exists() else fill(small_disk)}
     with pytest.raises((DiskFullError, BuildError)) as caught:
         adding(source, name="second")
     error = caught.value
@@ -487,6 +493,16 @@ def test_a_disk_that_fills_halfway(
     assert not list((adding.shelf.folder / INCOMING).iterdir())
     adding.at = {}
     assert verify(adding(source, name="second")) == []
+
+
+def test_a_full_disk_is_freed_by_removing(small_disk: Path, mlc: Path, client: httpx.Client) -> None:
+    """Removing needs no room of its own."""
+    shelf = Shelf(small_disk / "models")
+    entry = Adding(shelf, client)(mlc)
+    fill(small_disk)
+    shelf.remove(entry)
+    assert shelf.entries() == []
+    assert space.free(small_disk) > 400_000
 
 
 def test_two_at_a_time(adding: Adding, server: Hub, client: httpx.Client) -> None:
