@@ -12,8 +12,7 @@ from appliance.cli.telling import Teller, say, spoken
 from appliance.config import Settings, load_settings
 from appliance.errors import InvalidRequestError
 from appliance.models import Models
-
-QUANTISATIONS = ("q4f16_1", "q4f32_1", "q0f16", "q0f32")
+from builder.compile.quantise import QUANTISATIONS
 
 
 @click.group("model")
@@ -28,7 +27,7 @@ for verb in (*adding.VERBS, *library.VERBS):
 @command.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
-@click.option("--quantization", type=click.Choice(QUANTISATIONS), default="q4f16_1", show_default=True)
+@click.option("--quantization", type=click.Choice(list(QUANTISATIONS)), default="q4f16_1", show_default=True)
 def convert(source: Path, out: Path | None, quantization: str) -> None:
     """Make an MLC directory from the checkpoint SOURCE: a directory or file of weights.
 

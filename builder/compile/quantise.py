@@ -109,6 +109,14 @@ class Quantisation:
         """Weights that share a scale."""
         return None if self.bits is None else GROUPS[self.bits]
 
+    @property
+    def bits_per_weight(self) -> float:
+        """What a weight of a large matrix takes on disk, with its share of a scale: 4.5, 3.6 or 16.
+
+        `ends` counts as quantised. float32 is stored as bfloat16.
+        """
+        return 16.0 if self.bits is None else 32 / (32 // self.bits) + 16 / GROUPS[self.bits]
+
     def form(self, role: Role) -> Form:
         """How a parameter is stored."""
         if role == "vector" or (role != "linear" and not self.ends):

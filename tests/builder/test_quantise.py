@@ -1,5 +1,6 @@
 """Quantisation, bit for bit."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.compile.bfloat16 import round_bfloat16
-from builder.compile.quantise import QUANTISATIONS, dequantise, quantise
+from builder.compile.quantise import QUANTISATIONS, Quantisation, dequantise, quantise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "quantisation.npz"
 
@@ -83,6 +84,14 @@ def test_golden_covers_every_arithmetic() -> None:
     """Each pair of bits and dtype that can be written is compared with MLC-LLM's."""
     written = {(q.bits, q.dtype, q.layout) for q in QUANTISATIONS.values() if q.bits}
     assert written == {(q.bits, q.dtype, q.layout) for q in QUANTISED}
+
+
+@pytest.mark.parametrize("quantisation", QUANTISATIONS.values(), ids=lambda q: q.name)
+def test_bits_per_weight(quantisation: Quantisation) -> None:
+    """What a format says of its size is what the tensors of a matrix without padding take."""
+    tensors = quantisation.form("linear").tensors("mlp.weight", (7, 320))
+    bits = sum(math.prod(tensor.shape) * (32 if tensor.dtype == "uint32" else 16) for tensor in tensors)
+    assert quantisation.bits_per_weight == pytest.approx(bits / (7 * 320))
 
 
 @pytest.mark.parametrize("bits", [3, 4])
