@@ -44,7 +44,7 @@ bench *flags: (env "dev")
 # Build the benchmark's peer, llama.cpp, in an environment of its own (ten minutes).
 bench-setup:
     python3 -m venv .venv-bench
-    .venv-bench/bin/python -m pip install --quiet psutil 'llama-cpp-python==0.3.36' 'gguf>=0.17' -C cmake.args=-DGGML_NATIVE=ON
+    .venv-bench/bin/python -m pip install --quiet psutil 'llama-cpp-python[server]==0.3.36' 'gguf>=0.17' -C cmake.args=-DGGML_NATIVE=ON
 
 # Record what transformers makes of the tests' tiny models, in an environment of its own; names choose some of them.
 references *names:

@@ -44,13 +44,12 @@ class Failure(Exception):
     Attributes:
         error: what it is for the person who asked; its message has the server as "it".
         final: it is the request's fault, so that another server would say the same.
-        down: the server cannot be used at present, by anybody.
+        down: why the server cannot be used at present, by anybody; empty when that is not so. Others read
+            it, so it has nothing of the question: a server may repeat that in its complaint.
         rest: seconds for which the server wants to be left alone.
     """
 
-    def __init__(
-        self, error: HobError, *, final: bool = False, down: bool = False, rest: float = 0.0
-    ) -> None:
+    def __init__(self, error: HobError, *, final: bool = False, down: str = "", rest: float = 0.0) -> None:
         super().__init__(error.message)
         self.error = error
         self.final = final
@@ -60,7 +59,7 @@ class Failure(Exception):
     @classmethod
     def broken(cls, what: str, hint: str = "", *, retry_after: int = 5) -> "Failure":
         """The server is not there, not well, or no such server at all."""
-        return cls(EngineUnavailableError(what, hint=hint, retry_after=retry_after), down=True)
+        return cls(EngineUnavailableError(what, hint=hint, retry_after=retry_after), down=what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,17 +231,16 @@ def refusal(status: int, body: bytes, retry_after: str | None, *, now: datetime 
         reply = None
     if not isinstance(reply, dict):
         # A page for people, from a proxy or from something that is no such server.
-        unlike = EngineUnavailableError(f"it answers {status} and no JSON", retry_after=wait)
-        return Failure(unlike, down=not rest, rest=rest)
+        told = f"it answers {status} and no JSON"
+        return Failure(EngineUnavailableError(told, retry_after=wait), down="" if rest else told, rest=rest)
     error, message = _complaint(reply.get("error", reply), status)
     if status == 404:
         return Failure(UnknownModelError(message, param="model"))
     if status == 429:
         return Failure(RateLimitError(message, retry_after=wait), rest=rest)
     if status >= 500 or status in (408, 409, 425):
-        return Failure(
-            EngineUnavailableError(message, retry_after=wait), down=status >= 500 and not rest, rest=rest
-        )
+        down = f"it answers {status}" if status >= 500 and not rest else ""
+        return Failure(EngineUnavailableError(message, retry_after=wait), down=down, rest=rest)
     return Failure(error, final=True)
 
 

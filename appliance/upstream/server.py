@@ -86,7 +86,7 @@ class Server:
         """Remember what an answer failed of."""
         self._rests_until = time.monotonic() + failure.rest
         if failure.down:
-            self._note(failure.error.message, failure.error.hint)
+            self._note(failure.down, failure.error.hint)
             self.doubted.set()
 
     async def answer(self, body: bytes) -> AsyncGenerator[Delta, None]:
@@ -179,11 +179,12 @@ class Server:
             yield response
 
     def _headers(self) -> dict[str, str]:
-        """What authorises a request."""
+        """Of every request: FastAPI's servers take no body that is not called JSON."""
+        headers = {"content-type": "application/json"}
         if self.upstream.key_file is None:
-            return {}
+            return headers
         try:
-            return {"authorization": f"Bearer {read_key(self.upstream.key_file)}"}
+            return {**headers, "authorization": f"Bearer {read_key(self.upstream.key_file)}"}
         except SettingsError as error:
             raise Failure.broken(error.message, error.hint, retry_after=60) from error
 

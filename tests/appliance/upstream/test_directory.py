@@ -242,6 +242,7 @@ async def test_request_says_what_was_asked_for_and_no_more() -> None:
         assert body["repetition_penalty"] == body["repeat_penalty"] == 1.1
         assert (body["logit_bias"], body["logprobs"], body["top_logprobs"]) == ({"5": 1.0}, True, 2)
         assert body["stop"] == list("abcd")
+        assert one.chats[1].headers["content-type"] == "application/json"
         assert one.chats[1].headers["via"] == "1.1 hob"
         assert "authorization" not in one.chats[1].headers
 
@@ -466,6 +467,21 @@ async def test_model_that_is_gone_is_unknown() -> None:
     async with wire(gone) as one, upstreams(gpu(one)) as directory:
         with pytest.raises(UnknownModelError, match="small is gone"):
             await ask(directory)
+
+
+async def test_what_a_server_repeats_of_a_question_stays_with_who_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A complaint with the question in it is shown to the person, not to the log or on others' pages."""
+
+    async def repeat(request: Request, writer: asyncio.StreamWriter) -> None:
+        await reply(500, {"error": {"message": f"cannot read {request.body!r}"}})(request, writer)
+
+    async with wire(repeat) as one, upstreams(gpu(one)) as directory:
+        with pytest.raises(EngineUnavailableError, match="Hello"):
+            await ask(directory)
+        assert "it answers 500" in caplog.text
+        assert "Hello" not in caplog.text + directory.states()[0].problem + directory.cards()[0].note
 
 
 # Asked to wait

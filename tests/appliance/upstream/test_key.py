@@ -25,7 +25,7 @@ def test_key_is_read_without_its_newline(tmp_path: Path, mode: int) -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o620, 0o666, 0o601])
 def test_open_file_is_refused(tmp_path: Path, mode: int) -> None:
-    """A key that others may read, or the group may exchange, is no secret; the command that helps is named."""
+    """A key that others may read, or the group may exchange, is no secret; what helps is named."""
     with pytest.raises(SettingsError, match=f"{mode:04o}") as caught:
         read_key(written(tmp_path, b"sk-secret", mode))
     assert "chmod 600" in caught.value.hint

@@ -8,12 +8,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from appliance.errors import HobError
 from appliance.upstream.protocol import (
     MAX_MESSAGE,
     MAX_MODELS,
     Failure,
-    Piece,
     parse_event,
     parse_models,
     refusal,
@@ -23,35 +21,20 @@ from tests.appliance.upstream.wire import chunk
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
+# fmt: off
+FIELDS = [
+    "choices", "delta", "content", "usage", "prompt_tokens", "completion_tokens", "logprobs", "token",
+    "top_logprobs", "bytes", "finish_reason", "error", "message", "code", "type", "detail", "param",
+    "data", "id", "meta", "n_ctx", "created",
+]
+# fmt: on
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(
-                [
-                    "choices",
-                    "delta",
-                    "content",
-                    "usage",
-                    "prompt_tokens",
-                    "completion_tokens",
-                    "logprobs",
-                    "token",
-                ]
-                + [
-                    "top_logprobs",
-                    "bytes",
-                    "finish_reason",
-                    "error",
-                    "message",
-                    "code",
-                    "type",
-                    "detail",
-                    "param",
-                ]
-                + ["data", "id", "meta", "n_ctx", "created"]
-            ),
+            st.sampled_from(FIELDS),
             inner,
             max_size=5,
         )
@@ -65,15 +48,12 @@ bodies = values.map(json.dumps) | st.text(max_size=50)
 def test_any_event_is_a_piece_or_an_error(data: str) -> None:
     """No data of an event raises anything else than what the reader of a stream expects."""
     try:
-        piece = parse_event(data)
+        told = parse_event(data).text
     except Failure as failure:
-        assert isinstance(failure.error, HobError)
-        assert failure.error.message.isprintable()
+        told = failure.error.message
     except ValueError:
-        pass
-    else:
-        assert isinstance(piece, Piece)
-        piece.text.encode()  # no half of a character that a database would refuse
+        return
+    told.encode()  # no half of a character, which a database would refuse
 
 
 @given(bodies | st.binary(max_size=50))

@@ -69,9 +69,7 @@ def test_two_of_one_name_are_refused() -> None:
         load_settings(upstreams="http://gpu.home:1, http://gpu.home:2")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"urls": []}, {}, {"url": 5}, 5, {"url": "http://a.b", "token_timeout": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"urls": []}, {}, {"url": 5}, 5, {"url": "http://a", "token_timeout": 0}])
 def test_wrong_shapes_are_refused(wrong: Any) -> None:
     """A server has an address, and times above zero."""
     with pytest.raises(SettingsError, match="upstreams"):
