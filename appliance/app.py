@@ -16,7 +16,7 @@ from starlette.routing import Route
 from appliance.api import account, library, openai, problem, system
 from appliance.config import Settings
 from appliance.engine.base import Engine
-from appliance.engine.choice import make_engine
+from appliance.engine.choice import engine_kind, make_engine
 from appliance.errors import HobError
 from appliance.inference import Inference
 from appliance.jobs import Jobs
@@ -64,7 +64,7 @@ def create_app(
     jobs = Jobs(store, settings)
     pins = Pins(store)
     measuring = Measuring(models, engine, settings.data_dir, settings.threads)
-    observer = Observer(settings, models, engine, "native", readiness, measuring, store)
+    observer = Observer(settings, models, engine, engine_kind(settings), readiness, measuring, store)
     gate = Gate.open(settings, store)
 
     def named(host: str) -> None:

@@ -57,7 +57,8 @@ async def measure(machine: Hardware, reference: ModelRef | None, threads: int) -
         ModelLoadError: the model does not run on the device that it is compiled for.
         TooBusyError: other programs leave no time.
     """
-    target = reference.target if reference else "cpu"
+    # An engine that compiles by itself also chooses by itself what computes; the processor is measured then.
+    target = reference.target if reference and reference.library else "cpu"
     command = [
         sys.executable,
         "-m",

@@ -22,8 +22,8 @@ def engine_kind(settings: Settings) -> Kind:
         return settings.engine
     if importlib.util.find_spec("mlc_llm") is None:
         return "native"
-    first = next(one for one in candidates(detect(), settings.devices) if one.usable)
-    return "native" if first.kind == "cpu" else "mlc"
+    usable = [one.kind for one in candidates(detect(), settings.devices) if one.usable]
+    return "native" if usable[:1] in ([], ["cpu"]) else "mlc"
 
 
 def make_engine(settings: Settings) -> EngineClient | Absent:
