@@ -95,12 +95,13 @@ def dequantised(words: Array, scales: Array) -> Array:
 
 
 def random_int4(rng: np.random.Generator, n: int, k: int, dtype: str) -> tuple[Array, Array]:
-    """MLC's two tensors with every nibble value and scales over six orders of magnitude.
+    """MLC's two tensors with every nibble value and scales over six orders of magnitude, of both signs.
 
+    MLC writes neither nibble 15 nor negative scales; weights carried over from GGML's Q4_0 have both.
     bfloat16 scales are their bits, in uint16.
     """
     words = rng.integers(0, 2**32, (n, k // 8), dtype=np.uint32)
-    scales = rng.random((n, k // 32)) * 10.0 ** rng.integers(-6, 0, (n, k // 32))
+    scales = rng.uniform(-1, 1, (n, k // 32)) * 10.0 ** rng.integers(-6, 0, (n, k // 32))
     return words, narrow_bfloat16(scales.astype(np.float32)) if dtype == "bfloat16" else scales.astype(dtype)
 
 
