@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from appliance.api import account, library, openai, problem, system
+from appliance.api import models as models_api
 from appliance.config import Settings
 from appliance.engine.base import Engine
 from appliance.engine.choice import engine_kind, make_engine
@@ -63,6 +64,7 @@ def create_app(
     inference = Inference(models, None if settings.engine == "upstream" else engine, store, upstreams)
     jobs = Jobs(store, settings)
     pins = Pins(store)
+    workshop = Workshop(settings, models, jobs, pins, readiness)
     measuring = Measuring(models, engine, settings.data_dir, settings.threads)
     observer = Observer(settings, models, engine, engine_kind(settings), readiness, measuring, store)
     gate = Gate.open(settings, store)
@@ -121,6 +123,7 @@ def create_app(
             Route("/healthz", healthz, methods=["GET"]),
             *openai.routes(inference),
             *library.routes(models.shelf),
+            *models_api.routes(workshop, jobs, settings.context),
             *system.routes(observer),
             *account.routes(gate),
             *views.routes(),
@@ -146,7 +149,7 @@ def create_app(
     app.state.upstreams = upstreams
     app.state.jobs = jobs
     app.state.pins = pins
-    app.state.workshop = Workshop(settings, models, jobs, pins, readiness)
+    app.state.workshop = workshop
     app.state.measuring = measuring
     app.state.observer = observer
     app.state.end_streams = end_streams

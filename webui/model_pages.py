@@ -131,9 +131,9 @@ class ModelsPage(Page):
 
 @dataclass(frozen=True)
 class JobPage(Page):
-    """One piece of long work with what it said."""
+    """One piece of long work, alone in `jobs`, with what it said."""
 
     template: ClassVar[str] = "job.html"
     sidebar: Sidebar
-    job: JobRow
+    jobs: Sequence[JobRow]
     log: str

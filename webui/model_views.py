@@ -174,7 +174,7 @@ async def job(request: Request) -> Response:
     """GET /jobs/{job}: one piece of work with what it said."""
     jobs, number = service(request).jobs, request.path_params["job"]
     found = await jobs.get(number)
-    return render(JobPage(await sidebar(request), job_row(request, found), await jobs.log(number)))
+    return render(JobPage(await sidebar(request), [job_row(request, found)], await jobs.log(number)))
 
 
 async def cancel(request: Request) -> Response:

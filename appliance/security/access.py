@@ -13,7 +13,7 @@ OPEN_PREFIXES = ("/static/",)
 
 # What programs use. API keys open this and nothing else, so that a leaked key makes no further keys.
 API_PREFIXES = ("/v1/", "/api/library/")
-API_PATHS = frozenset({"/api/library", "/api/system"})
+API_PATHS = frozenset({"/api/library", "/api/system", "/api/models", "/api/catalogue", "/api/jobs"})
 
 # Headers that a proxy adds for the client behind it (RFC 7239 and its predecessors).
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via")

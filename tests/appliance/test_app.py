@@ -124,7 +124,14 @@ async def test_health_goes_from_starting_to_ok(house: House) -> None:
     assert (await house.diary.health.get()).status == "ok"
     ready = await house.get("/healthz")
     assert ready.status_code == 200
-    assert ready.json() == {"status": "ok", "model": TINY, "reason": "", "running": 1, "waiting": 2}
+    assert ready.json() == {
+        "status": "ok",
+        "model": TINY,
+        "reason": "",
+        "loaded": True,
+        "running": 1,
+        "waiting": 2,
+    }
 
 
 async def test_strangers_learn_little_from_health(house: House) -> None:
@@ -160,6 +167,38 @@ async def test_engine_that_lost_its_model_gets_it_again(house: House, engine: Sw
     await house.diary.health.get()
     engine.model = ""
     assert (await house.get("/healthz")).status_code == 503
+    assert (await house.diary.health.get()).status == "ok"
+    assert (await house.get("/healthz")).status_code == 200
+
+
+async def test_a_model_that_rests_is_not_missed(house: House, engine: SwitchedEngine) -> None:
+    """A model that left memory because nobody used it is ready all the same, and not loaded until needed."""
+    await house.diary.health.get()
+    readiness = house.app.state.readiness
+    assert await readiness.idle() == (TINY, 0.0)
+    await readiness.rest()
+    answer = await house.get("/healthz")
+    assert (answer.status_code, answer.json()["loaded"]) == (200, False)
+    assert engine.loads == 1
+    engine.model = "somewhere"  # a request loaded one
+    assert (await house.get("/healthz")).json()["loaded"]
+    engine.model = ""  # and the engine lost it
+    assert (await house.get("/healthz")).status_code == 503
+
+
+async def test_a_failed_default_model_is_tried_again_when_it_changes(
+    data_dir: Path, house: House, engine: SwitchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repairing its files is enough; while they stay as they are, nothing is tried."""
+    monkeypatch.setattr("appliance.system.SECOND_LOOK", 0.0)
+    engine.trouble = ModelLoadError("a shard is damaged")
+    assert (await house.diary.health.get()).status == "failed"
+    engine.trouble = None
+    for _ in range(3):
+        assert (await house.get("/healthz")).json()["status"] == "failed"
+    assert engine.loads == 1
+    (data_dir / "models" / TINY / "params_shard_0.bin").touch()
+    assert (await house.get("/healthz")).json()["status"] == "starting"
     assert (await house.diary.health.get()).status == "ok"
     assert (await house.get("/healthz")).status_code == 200
 

@@ -88,6 +88,17 @@ TABLE = {
     "POST /settings/keys": page(201, {"name": "laptop"}),
     "POST /settings/keys/{key}/revoke": page(303),
     "GET /api/system": api(200),
+    "GET /api/models": api(200),
+    "GET /api/catalogue": api(200),
+    "GET /api/jobs": api(200),
+    "GET /models": page(200),
+    "POST /models": page(400, {"source": ""}),
+    "POST /models/look": page(400, {"source": ""}),
+    "GET /models/file": page(404),
+    "POST /models/{verb}": page(404, {"model": "absent"}),
+    "GET /jobs/{job}": page(200),
+    "POST /jobs/{job}/cancel": page(303),
+    "POST /jobs/{job}/again": page(303),
     "GET /system": page(200),
     "POST /system/measure": page(303),
 }
@@ -132,6 +143,10 @@ class House:
             "{chat}": question.chat_id,
             "{message}": answer.id,
             "{key}": key.id,
+            "{verb}": "default",
+            "{job}": self.store.end_job(
+                self.store.add_job("verify", "absent", ["--", "absent"]).id, "failed"
+            ).id,
             "{id}": "absent",
             "{path}": "app.js",
             "{model}": "absent",

@@ -105,14 +105,17 @@ class Site:
 
 
 @contextmanager
-def serve(folder: Path, libraries: Path, sockets: Path) -> Iterator[Site]:
-    """A service on an empty folder, with the compiled `libraries`, in a thread of its own."""
+def serve(folder: Path, libraries: Path, sockets: Path, model: str | None = MODEL) -> Iterator[Site]:
+    """A service on an empty folder, with the compiled `libraries`, in a thread of its own.
+
+    `model` None leaves the default model to the service.
+    """
     (folder / "models").mkdir()
     (folder / "models" / TINY).symlink_to(GOLDEN / "llama3rope" / "q4f16_1")
     (folder / "libraries").symlink_to(libraries)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    settings = load_settings(data_dir=folder, port=port, model=MODEL)
+    settings = load_settings(data_dir=folder, port=port, model=model)
     engine = PacedEngine(sockets)
     app = create_app(settings, engine)
     server = uvicorn.Server(

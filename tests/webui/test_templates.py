@@ -9,7 +9,7 @@ import pytest
 from jinja2 import meta
 from markupsafe import Markup
 
-from webui import assets, pages
+from webui import assets, model_pages, pages
 from webui.rendering import environment, to_html
 
 TEMPLATES = Path(pages.__file__).parent / "templates"
@@ -36,6 +36,18 @@ TURNS = [
 ]
 RUNNING = pages.Turn(8, 3, "assistant", "hob-guide", "running", html=Markup("<p>so</p>"), offset=2, last=True)
 STOP = "/chats/3/messages/8/stop"
+JOBS = [
+    model_pages.JobRow(3, "Adding <a>", "running", "fetching · 1 MB/s", 40, "", "", ""),
+    model_pages.JobRow(2, "Adding b", "waiting", "waits", None, "", "", ""),
+    model_pages.JobRow(1, "Adding c", "failed", "failed", None, "No <model>.", "Look.", ""),
+]
+MODELS = [
+    model_pages.LibraryRow("hob-guide", "5 M", "", "A guide.", "", "", ["default"], True, False, True),
+    model_pages.LibraryRow(
+        "a<b", "1 GB", "from a/b", "", "", "Too large.", ["kept in memory"], False, True, False
+    ),
+    model_pages.LibraryRow("broken", "", "", "", "a.bin is <missing>", "", [], False, False, False),
+]
 
 SAMPLES: list[pages.Page] = [
     pages.SetupPage(None),
@@ -66,13 +78,11 @@ SAMPLES: list[pages.Page] = [
     pages.SearchPage(SIDEBAR, "", []),
     pages.SearchPage(SIDEBAR, "<none>", []),
     pages.SearchPage(SIDEBAR, "b", [pages.Hit("/chats/3#m1", "Bread <", [("a < ", False), ("b", True)])]),
-    pages.SettingsPage(SIDEBAR, [], Markup(), [], "/data", "http://x/v1", [], "", False, "0.1.0"),
+    pages.SettingsPage(SIDEBAR, [], Markup(), "http://x/v1", [], "", False, "0.1.0"),
     pages.SettingsPage(
         SIDEBAR,
         ["http://hob.local", "http://10.0.0.2"],
         Markup("<svg></svg>"),
-        [pages.ModelRow("hob-guide", "q4f16_1", "A guide.", ""), pages.ModelRow("x", "", "", "damaged")],
-        "/data/models",
         "http://x/v1",
         [pages.KeyRow(1, "kitchen <", "hob_abc", "never used")],
         "hob_secret",
@@ -94,6 +104,42 @@ SAMPLES: list[pages.Page] = [
         False,
         [pages.Fact("Version", "0.1.0")],
     ),
+    model_pages.ModelsPage(SIDEBAR, [], [], False, [], [], [], None, None, "", "", "", "1 GB are free."),
+    model_pages.ModelsPage(
+        SIDEBAR,
+        MODELS,
+        JOBS,
+        True,
+        [
+            model_pages.KnownRow("Small", "o/n@main", "Good <for>", "English", "1 GB", "Fits", True, False),
+            model_pages.KnownRow("Big", "o/b@main", "More", "English", "9 GB", "Too large", False, True),
+        ],
+        [model_pages.Place("/media/<stick>/a.gguf", "1 GB")],
+        ["/media/stick"],
+        [model_pages.Place("hob-2.local", "0.1.0")],
+        model_pages.PlanCard("/a<b", "b", [("Where", "/a<b")], "It does not fit.", False),
+        "/a<b",
+        "There is no <model>.",
+        "Look again.",
+        "1 GB are free.",
+    ),
+    model_pages.ModelsPage(
+        SIDEBAR,
+        MODELS,
+        JOBS[2:],
+        False,
+        [],
+        [],
+        [],
+        [],
+        model_pages.PlanCard("a/b", "b", [("Where", "a/b")], "It fits.", True),
+        "",
+        "",
+        "",
+        "1 GB are free.",
+    ),
+    model_pages.JobPage(SIDEBAR, JOBS[:1], ""),
+    model_pages.JobPage(SIDEBAR, JOBS[2:], "<said>\n"),
 ]
 IDS = [f"{type(page).__name__}-{number}" for number, page in enumerate(SAMPLES)]
 
