@@ -22,8 +22,14 @@ Progress = Callable[[float], None]
 PAGE = 16  # tokens per page of the KV cache; the attention kernels are made for it
 # What the runtime, its threads and the allocator take on top of the tensors.
 RESERVE = 32 * 2**20
-# Elements that are converted at a time while weights are read.
+# Elements that are converted or checked at a time while weights are read.
 BLOCK = 2**20
+# Bits of the exponent, in the unsigned integer of the same size, by the dtype in the file.
+EXPONENTS: Mapping[str, np.unsignedinteger[Any]] = {
+    "float16": np.uint16(0x7C00),
+    "bfloat16": np.uint16(0x7F80),
+    "float32": np.uint32(0x7F800000),
+}
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,9 @@ def read_into(model: MLCDirectory, entry: TensorEntry, out: npt.NDArray[Any]) ->
     """Fill `out` with a tensor of the directory, converted to its dtype.
 
     Reads instead of mapping: mapped pages would count as memory of the process beside their packed copy.
+
+    Raises:
+        ModelLoadError: the file ends early, or a value is NaN or infinite; names the tensor.
     """
     stored = np.dtype("uint16" if entry.stored_dtype == "bfloat16" else entry.stored_dtype)
     target = out.reshape(-1)
@@ -141,6 +150,22 @@ def read_into(model: MLCDirectory, entry: TensorEntry, out: npt.NDArray[Any]) ->
                 if not (count := file.readinto(view)):
                     raise ModelLoadError(f"{model.path / entry.shard} is shorter than its description")
                 view = view[count:]
+            _check_finite(model, entry, part)
             if buffer is not target:
                 wide = widen_bfloat16(part) if entry.stored_dtype == "bfloat16" else part
                 target[start : start + part.size] = wide
+
+
+def _check_finite(model: MLCDirectory, entry: TensorEntry, values: npt.NDArray[Any]) -> None:
+    """Refuse NaN and infinity: one of them is enough for a model to say nothing but nonsense."""
+    if entry.stored_dtype not in EXPONENTS:
+        return
+    # All exponent bits set; on bits, because numpy is slow in float16.
+    exponent = EXPONENTS[entry.stored_dtype]
+    bits = values.view(exponent.dtype)
+    for start in range(0, bits.size, BLOCK):
+        if ((bits[start : start + BLOCK] & exponent) == exponent).any():
+            raise ModelLoadError(
+                f"{model.path / entry.shard}: {entry.name} has NaN or infinity",
+                hint="The model was damaged or made from a failed training run. Copy or convert it again.",
+            )
