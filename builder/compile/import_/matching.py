@@ -33,8 +33,13 @@ def check_dimensions(source: Source) -> None:
                 )
 
 
-def in_checkpoint_order(parameters: Iterable[Parameter], source: Source) -> list[Parameter]:
+def in_checkpoint_order(
+    parameters: Iterable[Parameter], source: Source, unused: tuple[str, ...] = ()
+) -> list[Parameter]:
     """Return the parameters in the order in which the checkpoint first has a part of each, as MLC-LLM does.
+
+    Args:
+        unused: how names of tensors begin that the model has no use for, and leaves aside.
 
     Raises:
         FormatError: a tensor is missing or has another shape than the configuration says.
@@ -55,7 +60,7 @@ def in_checkpoint_order(parameters: Iterable[Parameter], source: Source) -> list
                     hint=f"{source.config_file.name} belongs to another checkpoint.",
                 )
     for name, tensor in source.tensors.items():
-        if name not in owner and not name.endswith(SUPERFLUOUS):
+        if name not in owner and not name.endswith(SUPERFLUOUS) and not name.startswith(unused):
             raise UnsupportedError(
                 f"{tensor.file}: tensor {name} has no place in a {source.config.get('model_type')} model"
             )

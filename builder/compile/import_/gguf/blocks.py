@@ -51,59 +51,63 @@ def _bfloat16(raw: Bytes) -> Floats:
 
 def _q8_0(raw: Bytes) -> Floats:
     """d, then 32 signed bytes: d * q."""
-    return _half(raw, 0) * raw[:, 2:].view(np.int8).astype(np.float32)
+    return _scaled(raw[:, 2:].view(np.int8).astype(np.float32), _half(raw, 0))
 
 
 def _q4_0(raw: Bytes) -> Floats:
     """d, then 16 bytes; the low nibbles are the first 16 weights: d * (q - 8)."""
-    levels: npt.NDArray[np.int8] = _nibbles(raw[:, 2:]).view(np.int8) - np.int8(8)
-    return _half(raw, 0) * levels.astype(np.float32)
+    return _scaled(_nibbles(raw[:, 2:]), _half(raw, 0), below=8)
 
 
 def _q4_1(raw: Bytes) -> Floats:
     """d, m, nibbles as in Q4_0: d * q + m."""
-    return _half(raw, 0) * _nibbles(raw[:, 4:]).astype(np.float32) + _half(raw, 2)
+    return _scaled(_nibbles(raw[:, 4:]), _half(raw, 0), plus=_half(raw, 2))
 
 
 def _q5_0(raw: Bytes) -> Floats:
     """d, 32 fifth bits, nibbles as in Q4_0: d * (q - 16)."""
-    levels: npt.NDArray[np.int8] = (_nibbles(raw[:, 6:]) | _fifth_bits(raw[:, 2:6])).view(np.int8) - np.int8(
-        16
-    )
-    return _half(raw, 0) * levels.astype(np.float32)
+    return _scaled(_nibbles(raw[:, 6:], _fifth_bits(raw[:, 2:6])), _half(raw, 0), below=16)
 
 
 def _q5_1(raw: Bytes) -> Floats:
     """d, m, 32 fifth bits, nibbles as in Q4_0: d * q + m."""
-    levels = _nibbles(raw[:, 8:]) | _fifth_bits(raw[:, 4:8])
-    return _half(raw, 0) * levels.astype(np.float32) + _half(raw, 2)
+    return _scaled(_nibbles(raw[:, 8:], _fifth_bits(raw[:, 4:8])), _half(raw, 0), plus=_half(raw, 2))
 
 
 def _q4_k(raw: Bytes) -> Floats:
     """d, dmin, packed scales, 128 bytes; each 32 bytes hold 64 weights, low nibbles first."""
-    scales, minima = _k_scales(raw)
-    pairs = raw[:, 16:].reshape(-1, 4, 1, 32) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
-    levels = (pairs & 15).reshape(-1, 8, 32)
-    return (scales * levels.astype(np.float32) - minima).reshape(-1, 256)
+    levels = _nibbles(raw[:, 16:].reshape(-1, 32))
+    return _scaled(levels.reshape(-1, 8, 32), *_k_scales(raw)).reshape(-1, 256)
 
 
 def _q5_k(raw: Bytes) -> Floats:
     """As Q4_K, with 32 bytes of fifth bits between: bit i of byte j is that of weight 32 i + j."""
-    scales, minima = _k_scales(raw)
-    pairs = raw[:, 48:].reshape(-1, 4, 1, 32) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
-    fifth = (raw[:, None, 16:48] >> np.arange(8, dtype=np.uint8).reshape(1, 8, 1)) & 1
-    levels = (pairs & 15).reshape(-1, 8, 32) | fifth << 4
-    return (scales * levels.astype(np.float32) - minima).reshape(-1, 256)
+    bits = np.empty((len(raw), 8, 32), np.uint8)
+    for index in range(8):
+        bits[:, index] = (raw[:, 16:48] >> index & 1) << 4
+    levels = _nibbles(raw[:, 48:].reshape(-1, 32), bits.reshape(-1, 64))
+    return _scaled(levels.reshape(-1, 8, 32), *_k_scales(raw)).reshape(-1, 256)
 
 
 def _q6_k(raw: Bytes) -> Floats:
     """128 bytes of low nibbles, 64 of upper bit pairs, 16 signed scales, d: d * scale * (q - 32)."""
-    low = raw[:, :128].reshape(-1, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
-    high = raw[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    levels = (low & 15).reshape(-1, 8, 32) | (high & 3).reshape(-1, 8, 32) << 4
-    signed = (levels.view(np.int8) - np.int8(32)).astype(np.float32).reshape(-1, 16, 16)
-    scales = _half(raw, 208) * raw[:, 192:208].view(np.int8).astype(np.float32)
-    return (scales[:, :, None] * signed).reshape(-1, 256)
+    pairs = raw[:, 128:192].reshape(-1, 2, 32)
+    upper = np.empty((len(raw), 2, 4, 32), np.uint8)
+    for index in range(4):
+        upper[:, :, index] = (pairs >> 2 * index & 3) << 4
+    levels = _nibbles(raw[:, :128].reshape(-1, 64), upper.reshape(-1, 128))
+    scales = _half(raw, 208) * raw[:, 192:208].view(np.int8)
+    return _scaled(levels.reshape(-1, 16, 16), scales[:, :, None], below=32).reshape(-1, 256)
+
+
+def _scaled(levels: Floats, scale: Floats, plus: Floats | None = None, *, below: int = 0) -> Floats:
+    """`(levels - below) * scale + plus`, in place: fresh arrays of this size would cost most of the time."""
+    if below:
+        levels -= np.float32(below)
+    levels *= scale
+    if plus is not None:
+        levels += plus
+    return levels
 
 
 def _half(raw: Bytes, at: int) -> Floats:
@@ -111,9 +115,15 @@ def _half(raw: Bytes, at: int) -> Floats:
     return _float16(np.ascontiguousarray(raw[:, at : at + 2]))
 
 
-def _nibbles(packed: Bytes) -> Bytes:
-    """[n, 16] bytes to [n, 32] nibbles: all the low ones, then all the high ones."""
-    return np.concatenate([packed & 15, packed >> 4], axis=1)
+def _nibbles(packed: Bytes, upper: Bytes | None = None) -> Floats:
+    """[n, m] bytes to [n, 2 m]: all low nibbles, then all high ones; with the bits of `upper` above them."""
+    levels = np.empty((len(packed), 2, packed.shape[1]), np.uint8)
+    np.bitwise_and(packed, 15, out=levels[:, 0])
+    np.right_shift(packed, 4, out=levels[:, 1])
+    flat = levels.reshape(len(packed), -1)
+    if upper is not None:
+        flat |= upper
+    return flat.astype(np.float32)
 
 
 def _fifth_bits(packed: Bytes) -> Bytes:
@@ -122,13 +132,13 @@ def _fifth_bits(packed: Bytes) -> Bytes:
 
 
 def _k_scales(raw: Bytes) -> tuple[Floats, Floats]:
-    """Scales and minima [n, 8, 1] of a K block: two float16 factors, and 8 pairs of 6 bits in 12 bytes."""
+    """What a K block multiplies with and adds [n, 8, 1]: float16 factors, and 8 pairs of 6 bits in 12 bytes."""
     first, second, third = raw[:, 4:8], raw[:, 8:12], raw[:, 12:16]
     scales = np.concatenate([first & 63, (third & 15) | (first >> 6) << 4], axis=1)
     minima = np.concatenate([second & 63, third >> 4 | (second >> 6) << 4], axis=1)
     return (
         (_half(raw, 0) * scales.astype(np.float32))[:, :, None],
-        (_half(raw, 2) * minima.astype(np.float32))[:, :, None],
+        (-_half(raw, 2) * minima.astype(np.float32))[:, :, None],
     )
 
 
