@@ -132,7 +132,7 @@ def _fifth_bits(packed: Bytes) -> Bytes:
 
 
 def _k_scales(raw: Bytes) -> tuple[Floats, Floats]:
-    """What a K block multiplies with and adds [n, 8, 1]: float16 factors, and 8 pairs of 6 bits in 12 bytes."""
+    """What a K block multiplies with and adds [n, 8, 1]: float16 factors, 8 pairs of 6 bits in 12 bytes."""
     first, second, third = raw[:, 4:8], raw[:, 8:12], raw[:, 12:16]
     scales = np.concatenate([first & 63, (third & 15) | (first >> 6) << 4], axis=1)
     minima = np.concatenate([second & 63, third >> 4 | (second >> 6) << 4], axis=1)
