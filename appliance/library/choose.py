@@ -1,7 +1,8 @@
 """Which files of a repository or folder make up a model. Pure: decides on names and sizes alone."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,9 @@ MAX_SIDE = 64 * 2**20
 # Which GGUF file is taken when a repository has several: Q4_0 is carried over without loss, the others are
 # quantised anew, best first among those that lose little by it.
 GGUF_ORDER = ("Q4_0", "Q8_0", "F16", "BF16", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_1", "F32")
+
+# A large file may be divided into parts, which count as one.
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 Form = Literal["mlc", "safetensors", "torch", "gguf", "onnx"]
 
@@ -95,27 +99,26 @@ def _index(names: Sequence[str], ending: str) -> tuple[str, ...]:
 
 def _gguf(names: Sequence[str], where: str, wanted: str) -> Choice:
     # Projectors of models that see, and importance matrices, are GGUF files but no models.
-    models = [n for n in names if n.lower().endswith(".gguf") and not re.search(r"mmproj|imatrix", n, re.I)]
+    files = [n for n in names if n.lower().endswith(".gguf") and not re.search(r"mmproj|imatrix", n, re.I)]
+    models: defaultdict[str, list[str]] = defaultdict(list)
+    for name in files:
+        models[_PART.sub(".gguf", name)].append(name)
     label = wanted or next((label for label in GGUF_ORDER if _labelled(models, label)), "")
-    found = [wanted] if wanted in models else _labelled(models, label) if label else models
-    split = [name for name in found if re.search(r"-\d{5}-of-\d{5}\.gguf$", name)]
-    if split:
-        raise LibraryError(
-            f"{where}: {split[0]} is one part of a divided file",
-            hint="Choose a smaller format that is in one file, as in owner/name:Q4_0.",
-        )
+    found = [wanted] if wanted in models else _labelled(models, label) if label else list(models)
     if len(found) != 1:
-        there = ", ".join(models[:12])
         raise InvalidRequestError(
             f"{where} has {'no' if not found else 'several'} GGUF files"
             + (f" for {label!r}" if label else ""),
             param="source",
-            hint=f"There is {there}: name one as in owner/name:FILE." if there else "",
+            hint=f"There is {', '.join(list(models)[:12])}: name one as in owner/name:FILE."
+            if models
+            else "",
         )
-    return Choice("gguf", (found[0],), (found[0],))
+    parts = tuple(models[found[0]])
+    return Choice("gguf", parts, parts)
 
 
-def _labelled(names: Sequence[str], label: str) -> list[str]:
+def _labelled(names: Iterable[str], label: str) -> list[str]:
     """Files whose name has this format as a word."""
     return [
         name

@@ -194,9 +194,18 @@ def test_remove_asks_and_knows_versions(tmp_path: Path) -> None:
     assert builtin.returncode == 1
 
 
-def test_a_loaded_model_is_not_removed(start_hob: StartHob) -> None:
-    """While Hob answers with a model it stays; --force takes it away, and Hob goes on."""
+def test_a_running_hob_and_its_library(start_hob: StartHob) -> None:
+    """What is added answers at once. What is loaded stays, unless --force takes it away; Hob goes on then."""
     hob = start_hob(HOB_MODEL=TINY)
+    added = run_hob(hob.data_dir, "model", "add", str(MLC), "--name", "added")
+    assert added.stdout == "ready: hob chat --model added\n", added.stderr
+    question = {"model": "added", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    status, answer = hob.post("/v1/chat/completions", question)
+    assert (status, answer["model"]) == (200, "added")
+    assert run_hob(hob.data_dir, "model", "remove", "added", "--yes").returncode == 1
+    question["model"] = TINY
+    assert hob.post("/v1/chat/completions", question)[0] == 200
+    assert run_hob(hob.data_dir, "model", "remove", "added", "--yes").returncode == 0
     refused = run_hob(hob.data_dir, "model", "remove", TINY, "--yes")
     assert refused.returncode == 1
     assert f"{TINY} is in use" in refused.stderr

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import httpx2 as httpx
 import pytest
 
@@ -36,6 +37,10 @@ from builder.errors import BuildError, FormatError, UnsupportedError
 from tests.appliance.library.conftest import MLC, QUICK
 from tests.appliance.library.hub import Hub
 from tests.builder.checkpoints import CONFIG, llama_tensors, write_checkpoint
+from tests.builder.import_.archives import write_pytorch
+from tests.builder.import_.exports import write_onnx
+from tests.builder.import_.ggml import write_gguf
+from tests.builder.import_.models import config_of, tensors_of, write_model
 
 REPOSITORY = "someone/Tiny-q4f16_1-MLC"
 
@@ -311,6 +316,51 @@ def test_a_checkpoint_on_a_stick(adding: Adding, tmp_path: Path) -> None:
     entry = adding(write_checkpoint(tmp_path / "stick"), name="mine", quantization="q4f32_1")
     assert entry.reference == "mine"
     assert MLCDirectory.open(entry.path).quantization == "q4f32_1"
+
+
+@pytest.mark.parametrize("form", ["gguf", "gguf in parts", "torch", "onnx"])
+@pytest.mark.parametrize("place", ["stick", "hub"])
+def test_other_forms(adding: Adding, server: Hub, tmp_path: Path, form: str, place: str) -> None:
+    """GGUF, PyTorch and ONNX weights become the same model from a stick and from a repository."""
+    folder = other_form(tmp_path / "source", form)
+    by_hand = convert(folder, tmp_path / "by-hand", "q4f16_1")
+    if place == "hub":
+        server.publish("someone/model", folder)
+        entry = adding("someone/model")
+    else:
+        entry = adding(folder)
+    assert verify(entry) == []
+    for shard in by_hand.shards:
+        assert (entry.path / shard.name).read_bytes() == (by_hand.path / shard.name).read_bytes()
+
+
+def other_form(folder: Path, form: str) -> Path:
+    """A folder with a model whose weights are not safetensors."""
+    config = config_of("llama")
+    tensors = tensors_of(config)
+    write_model(folder, config, tensors)
+    (folder / "model.safetensors").unlink()
+    if form == "torch":
+        write_pytorch(folder / "pytorch_model.bin", tensors)
+    elif form == "onnx":
+        write_onnx(folder / "model.onnx", tensors, external=True)
+    else:
+        for file in folder.iterdir():
+            file.unlink()
+        divided: dict[str, Any] = {"split_max_tensors": 8} if form == "gguf in parts" else {}
+        write_gguf(
+            folder / "tiny-Q4_0.gguf", "llama", config, tensors, gguf.GGMLQuantizationType.Q4_0, **divided
+        )
+    return folder
+
+
+def test_one_gguf_file(adding: Adding, tmp_path: Path) -> None:
+    """A single file is named after itself, without what says how it was packed."""
+    file = next(other_form(tmp_path / "source", "gguf").iterdir())
+    entry = adding(file)
+    assert entry.reference == "tiny-q4f16_1"
+    assert entry.manifest
+    assert entry.manifest.origin == Origin("file", "tiny-Q4_0.gguf")
 
 
 @pytest.mark.usefixtures("unchanged")

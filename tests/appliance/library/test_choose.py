@@ -37,6 +37,11 @@ OTHER = {"README.md": 9000, ".gitattributes": 1500, "logo.png": 80_000, "origina
         ({"a-Q8_0.gguf": 5, "a-Q4_0.gguf": 3, "mmproj-F16.gguf": 1}, "gguf", ["a-Q4_0.gguf"]),
         ({"a.gguf": 5}, "gguf", ["a.gguf"]),
         (
+            {"a-Q4_0-00001-of-00002.gguf": 5, "a-Q4_0-00002-of-00002.gguf": 5, "a-Q8_0.gguf": 20},
+            "gguf",
+            ["a-Q4_0-00001-of-00002.gguf", "a-Q4_0-00002-of-00002.gguf"],
+        ),
+        (
             {"onnx/model.onnx": 1, "onnx/model.onnx_data": 9, "onnx/model_q4.onnx": 3},
             "onnx",
             ["onnx/model.onnx", "onnx/model.onnx_data"],
@@ -87,7 +92,6 @@ def test_a_gguf_file_is_chosen_by_its_format(wanted: str, file: str) -> None:
         ({"mlc-chat-config.json": 1, "params_shard_0.bin": 1}, "", LibraryError, "not all files"),
         ({"a-Q8_0.gguf": 5}, "Q4_0", InvalidRequestError, "no GGUF files"),
         ({"a-IQ2_S.gguf": 5, "b-IQ2_S.gguf": 5}, "", InvalidRequestError, "several GGUF files"),
-        ({"a-Q4_0-00001-of-00002.gguf": 5}, "", LibraryError, "divided"),
         ({"checkpoint.pth": 5}, "", LibraryError, "no weights"),
     ],
 )
