@@ -74,8 +74,8 @@ def convert(
         sizes = Sizes(context_window_size, prefill_chunk_size, max_batch_size)
         model = model_config(Fields(str(source.config_file), source.config), sizes)
         known = family(source.config["model_type"], str(source.config_file))
-        declared = known.decoder(Fields(f"{source.config_file}: model_config", model)).parameters
-        parameters = in_checkpoint_order(declared, source)
+        decoder = known.decoder(Fields(f"{source.config_file}: model_config", model))
+        parameters = in_checkpoint_order(decoder.parameters, source, decoder.unused)
         chat = chat_config(source.metadata, source.config, model, quantization)
         for name in (*TOKENIZER_FILES, TEMPLATE_FILE):
             if (source.metadata / name).is_file():

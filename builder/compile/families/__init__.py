@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # model_type -> module in this folder. Reading the names imports nothing, so that the service may.
 MODULES: Mapping[str, str] = {
     "gemma2": "gemma2",
+    "gemma3": "gemma3",
     "gemma3_text": "gemma3",
     "llama": "llama",
     "mistral": "mistral",
@@ -39,6 +40,8 @@ FOREIGN: Mapping[str, tuple[str, str]] = {
     "vision_config": ("models that see pictures are not supported", DENSE),
     "audio_config": ("models that hear are not supported", DENSE),
 }
+# Those that a family has after all, by model_type: it takes the text model out of such a checkpoint.
+KNOWN: Mapping[str, tuple[str, ...]] = {"gemma3": ("vision_config",)}
 
 
 class Family(Protocol):
@@ -70,7 +73,7 @@ def model_config(source: "Fields", sizes: "Sizes") -> dict[str, Any]:
     """
     chosen = family(source.get("model_type"), source.where)
     for field, (what, hint) in FOREIGN.items():
-        if source.has(field):
+        if source.has(field) and field not in KNOWN.get(source.get("model_type"), ()):
             raise UnsupportedError(f"{source.where}: {field}: {what}", hint=hint)
     return chosen.model_config(source, sizes)
 

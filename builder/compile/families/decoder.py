@@ -133,6 +133,7 @@ class Decoder:
         gate: activation of the MLP.
         embedding_scale: what embeddings are multiplied with.
         softcap: of the logits, as in `Attention`.
+        unused: how names of checkpoint tensors begin that belong to parts besides the text model.
     """
 
     hidden: int
@@ -146,6 +147,7 @@ class Decoder:
     gate: Gate = "silu"
     embedding_scale: float = 1.0
     softcap: float | None = None
+    unused: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> list[Parameter]:

@@ -96,11 +96,13 @@ def gemma_decoder(
     softcap: float | None,
     name: str = "",
     source: str = "",
+    unused: tuple[str, ...] = (),
 ) -> Decoder:
     """A decoder of Gemma's, whose output matrix is the embedding's.
 
     Args:
         name, source: what the names of weights begin with before "model", MLC's and the checkpoint's.
+        unused: as in `Decoder`.
     """
     embedding = matrix(
         f"{name}model.embed_tokens",
@@ -120,6 +122,7 @@ def gemma_decoder(
         gate="gelu",
         embedding_scale=math.sqrt(shape.hidden),
         softcap=softcap,
+        unused=unused,
     )
 
 

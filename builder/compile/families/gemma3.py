@@ -1,5 +1,7 @@
 """Gemma 3, its text model: Gemma 2's layers with norms of query and key heads instead of soft caps.
 
+Checkpoints that also see pictures (`model_type` "gemma3") become the text model that they contain.
+
 Layers with a window turn by a base of their own, and without the scaling of the others; the numbers are
 transformers'. MLC-LLM turns all layers alike, so its fields here have company: `rope_local_base_freq`,
 `layer_types` where they are not five layers with a window to one without, and soft caps where there are any.
@@ -40,6 +42,7 @@ DEFAULTS = {
     "sliding_window_pattern": 6,
 }
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+PICTURES = ("vision_tower.", "multi_modal_projector.")
 
 
 def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -95,12 +98,10 @@ def _ropes(text: Fields) -> tuple[float, dict[str, Any] | None, float]:
     transformers 5 puts both into `rope_parameters`, by the layers' type.
     """
     both = text.section("rope_parameters")
-    full, sliding = both.section("full_attention"), both.section("sliding_attention")
-    for part in (text.section("rope_scaling"), full) if not both.values else (full,):
-        part.only("partial_rotary_factor", 1)
+    full = both.section("full_attention") if both.values else text.section("rope_scaling")
+    sliding = both.section("sliding_attention")
     sliding.only("rope_type", "default")
-    scaled = full.values if both.values else text.section("rope_scaling").values
-    theta, scaling = rope_config(Fields(text.where, {**text.values, "rope_parameters": dict(scaled)}))
+    theta, scaling = rope_config(Fields(text.where, {**text.values, "rope_parameters": full.values}))
     return theta, scaling, sliding.number("rope_theta", text.number("rope_local_base_freq"))
 
 
@@ -136,7 +137,8 @@ def decoder(config: Fields) -> Decoder:
         ),
         softcap=cap(values, "attn_logit_softcapping", None),
     )
-    source = "" if config.flag("is_text_model", False) else "language_model."
+    alone = config.flag("is_text_model", False)
+    source = "" if alone else "language_model."
     return gemma_decoder(
         shape,
         attention,
@@ -144,6 +146,7 @@ def decoder(config: Fields) -> Decoder:
         softcap=cap(values, "final_logit_softcapping", None),
         name="language_model.",
         source=source,
+        unused=() if alone else PICTURES,
     )
 
 

@@ -116,12 +116,17 @@ CONTEXTS = {"phi3-long": CONTEXT}
 
 def write_tiny(name: str, directory: Path) -> Path:
     """Write the checkpoint of a model as Hugging Face does."""
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(MODELS[name]))
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer()))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    write_checkpoint_files(directory, MODELS[name])
     write_safetensors(directory / "model.safetensors", tensors(name))
     return directory
+
+
+def write_checkpoint_files(directory: Path, config: dict[str, Any]) -> None:
+    """Write all files of a checkpoint but its weights."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
 
 
 def tensors(name: str) -> dict[str, Array]:
