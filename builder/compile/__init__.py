@@ -66,7 +66,7 @@ def _compile(model: MLCDirectory, cache: Path, target: Target, kernels: Kernels,
                 return path
         except StaleLibraryError:
             pass  # replaced below
-        find_linker()  # fail before the long part
+        find_linker(target.arch)  # fail before the long part
         scratch = Path(tempfile.mkdtemp(prefix=".compile-", dir=cache))
         try:
             progress("load compiler", 0.0)
@@ -74,7 +74,7 @@ def _compile(model: MLCDirectory, cache: Path, target: Target, kernels: Kernels,
 
             objects = graph.build_objects(model, target, kernels, scratch, progress)
             progress("link", 0.95)
-            link(objects, scratch / path.name)
+            link(objects, scratch / path.name, arch=target.arch)
             _library.write_manifest(scratch / path.name, identity, scratch / "manifest.json")
             # The manifest goes first: without its library it is ignored, a library without it is refused.
             os.replace(scratch / "manifest.json", _library.manifest_of(path))

@@ -1,7 +1,9 @@
 """From a model directory's description to object files: builds the Relax module and runs TVM's compiler."""
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from tvm import relax
 
 from builder.compile.cpu import CpuBackend
 from builder.compile.families import family
-from builder.compile.families.decoder import Attention
+from builder.compile.families.decoder import Decoder
 from builder.compile.families.fields import Fields
 from builder.compile.functions import Limits, emit_functions
+from builder.compile.gpu import cuda, lowering
+from builder.compile.gpu.backend import GpuBackend
 from builder.compile.kernels import logits
 from builder.compile.kernels.isa import ISAS
 from builder.compile.library import Kernels
@@ -21,10 +25,11 @@ from builder.compile.operators import Backend
 from builder.compile.packing import Packing
 from builder.compile.quantise import QUANTISATIONS, Quantisation
 from builder.compile.targets import Target
-from builder.errors import FormatError
+from builder.errors import FormatError, UnsupportedError
 
 # Rows of the largest prefill. More would cost memory for intermediate results and gain little speed.
 PREFILL_CHUNK = 256
+GPU_PREFILL_CHUNK = 1024
 # Sequences decoded together.
 MAX_BATCH = 4
 
@@ -40,16 +45,22 @@ def build_objects(
 
     Raises:
         FormatError: the directory lacks a tensor of its architecture, or one has another shape.
-        UnsupportedError: something in the configuration.
+        UnsupportedError: something in the configuration, or TVM cannot make code for the target.
+        ToolMissingError: no CUDA compiler, for a CUDA target.
     """
+    check_target(target)
     tvm_target = tvm.target.Target(dict(target.tvm()))
     progress("build graph", 0.1)
-    module = build_module(model, target, kernels)
+    decoder = read_decoder(model)
+    backend = choose_backend(decoder, QUANTISATIONS[model.quantization], target, kernels)
+    chunk = PREFILL_CHUNK if target.kind == "cpu" else GPU_PREFILL_CHUNK
+    module = build_module(model, decoder, backend, chunk)
     progress("lower graph", 0.2)
     lowered = lower(module, tvm_target)
     lowered.update(lower(metadata_module(module, memory_usage(lowered)), tvm_target))
     progress("compile", 0.3)
-    executable = tvm.compile(lowered, tvm_target, relax_pipeline=tvm.transform.Sequential([]))
+    with cuda.compiler(target.device) if target.kind == "cuda" else nullcontext():
+        executable = tvm.compile(lowered, tvm_target, relax_pipeline=tvm.transform.Sequential([]))
     progress("write objects", 0.9)
     objects: list[Path] = []
     executable.export_library(
@@ -57,25 +68,51 @@ def build_objects(
         workspace_dir=str(scratch),
         fcompile=lambda _output, files, **_options: objects.extend(map(Path, files)),
     )
+    if target.kind == "cuda":
+        cuda.mark_compiled(objects)
     return objects
 
 
-def build_module(model: MLCDirectory, target: Target, kernels: Kernels) -> Any:
+def check_target(target: Target) -> None:
+    """Refuse a target that this machine's TVM cannot make code for, or whose code cannot be linked here.
+
+    Raises:
+        UnsupportedError: the hint says what can.
+    """
+    if target.kind == "metal" and sys.platform != "darwin":
+        raise UnsupportedError(
+            "libraries for Metal are linked on a Mac",
+            hint="Compile the model there; its apache-tvm has Metal.",
+        )
+    builds = target.kind == "cpu" or tvm.get_global_func(f"target.build.{target.kind}", allow_missing=True)
+    if not builds:
+        raise UnsupportedError(
+            f"the installed TVM makes no {target.kind.capitalize()} code",
+            hint="MLC-LLM's TVM does: `pip install --pre mlc-ai-nightly-cpu -f https://mlc.ai/wheels`.",
+        )
+
+
+def read_decoder(model: MLCDirectory) -> Decoder:
+    """Weights and graph of a model."""
+    structure = Fields("model_config", model.config["model_config"])
+    return family(model.model_type, "model_config").decoder(structure)
+
+
+def build_module(model: MLCDirectory, decoder: Decoder, backend: Backend, chunk: int) -> Any:
     """The Relax module: MLC's functions but `_metadata`, and the kernels exported by their plain names.
 
     Its attribute "metadata" holds what `_metadata` will say, as JSON.
+
+    Args:
+        chunk: rows of the largest prefill, where the model's configuration does not want fewer.
     """
     config = model.config
-    structure = Fields("model_config", config["model_config"])
-    decoder = family(model.model_type, "model_config").decoder(structure)
-    quantisation = QUANTISATIONS[model.quantization]
-    backend = choose_backend(decoder.attention, quantisation, target, kernels)
-    packing = Packing(decoder.parameters, quantisation, backend.pack)
+    packing = Packing(decoder.parameters, QUANTISATIONS[model.quantization], backend.pack)
     check_tensors(model, packing)
-    chunk = min(PREFILL_CHUNK, int(config["prefill_chunk_size"]))
+    chunk = min(chunk, int(config["prefill_chunk_size"]))
     builder = relax.BlockBuilder()
     emit_functions(builder, decoder, packing, backend, Limits(chunk, MAX_BATCH))
-    for name, function in {**backend.kernels(), **logits.kernels(decoder.vocab)}.items():
+    for name, function in {**logits.kernels(decoder.vocab), **backend.kernels()}.items():
         builder.add_func(function, name)
     attention = decoder.attention
     metadata = {
@@ -104,15 +141,17 @@ def build_module(model: MLCDirectory, target: Target, kernels: Kernels) -> Any:
     return builder.finalize().with_attr("metadata", json.dumps(metadata))
 
 
-def choose_backend(
-    attention: Attention, quantisation: Quantisation, target: Target, kernels: Kernels
-) -> Backend:
+def choose_backend(decoder: Decoder, quantisation: Quantisation, target: Target, kernels: Kernels) -> Backend:
     """The way to compute that a target and a weight format call for."""
-    return CpuBackend(ISAS[target.isa], attention, quantisation, fast=kernels == "fast")
+    if target.kind == "cpu":
+        return CpuBackend(ISAS[target.isa], decoder.attention, quantisation, fast=kernels == "fast")
+    return GpuBackend(tvm.target.Target(dict(target.tvm())), decoder.attention, quantisation, decoder.vocab)
 
 
 def lower(module: Any, target: Any) -> Any:
     """Run TVM's passes from Relax down to calls of the virtual machine."""
+    if target.kind.name != "llvm":
+        return without_weight_checks(lowering.lower(module, target))
     with target, tvm.transform.PassContext(opt_level=3):
         return without_weight_checks(relax.get_default_pipeline(target)(module))
 

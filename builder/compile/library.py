@@ -28,6 +28,7 @@ SOURCES = (
     "kernels",
     "cpu.py",
     "functions.py",
+    "gpu",
     "graph.py",
     "kv_cache.py",
     "library.py",

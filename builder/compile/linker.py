@@ -11,12 +11,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from builder.compile.targets import machine
 from builder.errors import BuildError, ToolMissingError
 
 
-def linkers(platform: str = sys.platform) -> Iterator[list[str]]:
-    """The linkers of this machine, best first: commands that take `-shared -o LIBRARY OBJECTS`."""
-    if platform == "darwin":
+def linkers(platform: str = sys.platform, arch: str = "") -> Iterator[list[str]]:
+    """The linkers of this machine, best first: commands that take `-shared -o LIBRARY OBJECTS`.
+
+    Args:
+        arch: of the objects, as `Target.arch` spells it; "" for this machine's. LLVM's linker takes any;
+            others are made for one, and go by its name where they are cross linkers.
+    """
+    if arch not in ("", machine()):
+        commands = [["ld.lld"], [f"{arch}-linux-gnu-ld"], [f"{arch}-linux-gnu-gcc", "-nostdlib"]]
+    elif platform == "darwin":
         commands = [["clang", "-undefined", "dynamic_lookup"]]
     else:
         commands = [["ld.lld"], ["ld"], *([name, "-nostdlib"] for name in ("gcc", "clang", "cc"))]
@@ -28,14 +36,19 @@ def linkers(platform: str = sys.platform) -> Iterator[list[str]]:
         yield [sys.executable, "-m", "ziglang", "ld.lld"]
 
 
-def find_linker() -> list[str]:
-    """The best linker of this machine.
+def find_linker(arch: str = "") -> list[str]:
+    """The best linker of this machine for objects of an architecture, "" for this machine's.
 
     Raises:
         ToolMissingError: there is none; the hint says what to install.
     """
-    for command in linkers():
+    for command in linkers(arch=arch):
         return command
+    if arch not in ("", machine()):
+        raise ToolMissingError(
+            f"no linker for {arch} found: neither ld.lld, {arch}-linux-gnu-ld nor the Python package ziglang",
+            hint=f"Run `pip install ziglang`, or install lld or binutils-{arch.replace('_', '-')}-linux-gnu.",
+        )
     if sys.platform == "darwin":
         raise ToolMissingError("no linker found: there is no clang", hint="Run `xcode-select --install`.")
     raise ToolMissingError(
@@ -44,17 +57,18 @@ def find_linker() -> list[str]:
     )
 
 
-def link(objects: Sequence[Path], library: Path, linker: Sequence[str] | None = None) -> None:
+def link(objects: Sequence[Path], library: Path, linker: Sequence[str] | None = None, arch: str = "") -> None:
     """Link `objects` into the shared library `library`.
 
     Args:
         linker: command to use; by default the one `find_linker` chooses.
+        arch: of the objects; "" for this machine's.
 
     Raises:
         ToolMissingError: no linker.
         BuildError: the linker failed; the message has its last line.
     """
-    command = [*(linker or find_linker()), "-shared", "-o", str(library), *map(str, objects)]
+    command = [*(linker or find_linker(arch)), "-shared", "-o", str(library), *map(str, objects)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
