@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +21,7 @@ from tests.builder.checkpoints import CONFIG, llama_tensors, write_checkpoint
 
 ENDS = {"model.embed_tokens", "lm_head"}
 # In narrower matrices three bits take as many words as four.
-WIDE = {"intermediate_size": 192}
+WIDE: dict[str, Any] = {"intermediate_size": 192}
 TENSORS = llama_tensors(CONFIG | WIDE)
 
 
