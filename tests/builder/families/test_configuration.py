@@ -28,6 +28,16 @@ MLC_FIELDS = {
     "qwen3": "hidden_act hidden_size intermediate_size attention_bias num_attention_heads num_hidden_layers "
     "num_key_value_heads rms_norm_eps rope_theta vocab_size tie_word_embeddings context_window_size "
     "prefill_chunk_size tensor_parallel_shards head_dim dtype max_batch_size weight_block_size",
+    "phi3": "model_type hidden_size vocab_size num_hidden_layers num_attention_heads intermediate_size "
+    "rms_norm_eps num_key_value_heads max_position_embeddings position_embedding_base rope_scaling "
+    "original_max_position_embeddings context_window_size prefill_chunk_size head_dim "
+    "tensor_parallel_shards max_batch_size tie_word_embeddings partial_rotary_factor",
+    "gemma2": "hidden_size intermediate_size attention_bias num_attention_heads num_key_value_heads head_dim "
+    "num_hidden_layers rms_norm_eps vocab_size hidden_activation position_embedding_base "
+    "context_window_size prefill_chunk_size tensor_parallel_shards max_batch_size attn_logit_softcapping "
+    "final_logit_softcapping query_pre_attn_scalar sliding_window",
+    "gemma3_text": "text_config vocab_size tensor_parallel_shards max_batch_size context_window_size "
+    "sliding_window_size prefill_chunk_size is_text_model",
 }
 
 

@@ -28,6 +28,49 @@ def decoder(written: dict[str, Any]) -> Decoder:
     return family("gemma3_text", "").decoder(Fields("model_config", written))
 
 
+def test_fields_of_the_text_model() -> None:
+    """MLC-LLM's, in its order, and then what it does not know."""
+    text = converted(TEXT)["text_config"]
+    assert list(text) == [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "attention_bias",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "hidden_activation",
+        "position_embedding_base",
+        "rope_scaling",
+        "context_window_size",
+        "prefill_chunk_size",
+        "query_pre_attn_scalar",
+        "sliding_window_size",
+        "rope_local_base_freq",
+        "layer_types",
+    ]
+
+
+def test_names_of_weights() -> None:
+    """MLC-LLM's: queries, keys and values apart, gate and up together, norms with 1 added."""
+    model = decoder(converted(TEXT))
+    layer = {parameter.name: parameter for parameter in model.parameters if ".layers.1." in parameter.name}
+    prefix = "language_model.model.layers.1."
+    assert {name.removeprefix(prefix) for name in layer} == {
+        *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
+        *(f"self_attn.{part}_norm.weight" for part in "qk"),
+        *(f"mlp.{part}_proj.weight" for part in ("gate_up", "down")),
+        *(f"{side}_feedforward_layernorm.weight" for side in ("pre", "post")),
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+    }
+    norms = [parameter for name, parameter in layer.items() if "norm" in name]
+    assert len(norms) == 6
+    assert {parameter.offset for parameter in norms} == {1.0}
+    assert all(source.startswith("model.layers.1.") for p in layer.values() for source, _ in p.sources)
+
+
 def test_both_generations_of_transformers() -> None:
     """Bases and scaling by type of layer mean the same as the older three fields."""
     older = ("rope_theta", "rope_local_base_freq", "rope_scaling")
