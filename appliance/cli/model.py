@@ -28,7 +28,8 @@ for verb in (*adding.VERBS, *library.VERBS):
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option("--quantization", type=click.Choice(list(QUANTISATIONS)), default="q4f16_1", show_default=True)
-def convert(source: Path, out: Path | None, quantization: str) -> None:
+@click.option("--context", type=click.IntRange(1), help="Tokens of context; the checkpoint's own by default.")
+def convert(source: Path, out: Path | None, quantization: str, context: int | None) -> None:
     """Make an MLC directory from the checkpoint SOURCE: a directory or file of weights.
 
     safetensors, PyTorch, GGUF and ONNX are told apart by content. Without OUT it goes where Hob finds it,
@@ -40,7 +41,7 @@ def convert(source: Path, out: Path | None, quantization: str) -> None:
     name = source.resolve().name if source.is_dir() else source.resolve().stem
     out = out or models / f"{name}-{quantization}"
     with Bar(f"Converting {source} to {quantization} ...") as bar:
-        convert_checkpoint(source, out, quantization, bar)
+        convert_checkpoint(source, out, quantization, bar, context_window_size=context)
     click.echo(str(out))
     if not out.resolve().is_relative_to(models.resolve()):
         click.echo(f"To use it, move it into {models}.", err=True)

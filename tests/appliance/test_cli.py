@@ -57,12 +57,12 @@ def test_model_convert_makes_a_model_that_is_found(tmp_path: Path) -> None:
 
 
 def test_model_convert_elsewhere_says_where_to_put_it(tmp_path: Path) -> None:
-    """A destination outside the models folder is honoured, with a word on how to use it."""
+    """A destination outside the models folder is honoured, with a word on how to use it; so is a context."""
     out = tmp_path / "elsewhere"
-    done = run_hob(tmp_path, "model", "convert", str(SOURCE / "hf"), str(out))
+    done = run_hob(tmp_path, "model", "convert", str(SOURCE / "hf"), str(out), "--context", "512")
     assert done.stdout.strip() == str(out)
     assert str(tmp_path / "models") in done.stderr
-    assert (out / "mlc-chat-config.json").is_file()
+    assert json.loads((out / "mlc-chat-config.json").read_text())["context_window_size"] == 512
 
 
 @pytest.mark.parametrize(
