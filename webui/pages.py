@@ -141,13 +141,17 @@ class TurnFragment(Page):
 
 @dataclass(frozen=True)
 class HomePage(Page):
-    """A new chat. `note` is the model's; `suggestions` are questions it can answer."""
+    """A new chat. `note` is the model's; `suggestions` are questions it can answer.
+
+    `private`: the model runs on this machine.
+    """
 
     template: ClassVar[str] = "home.html"
     sidebar: Sidebar
     composer: Composer
     note: str
     suggestions: Sequence[str]
+    private: bool = True
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ async def _home(
         composer=form,
         note=card.note if card else "",
         suggestions=presenters.SUGGESTIONS if card and card.builtin else (),
+        private=not (card and card.upstream),
     )
     return render(page, error.status if error else 200)
 
@@ -174,7 +175,12 @@ async def events(request: Request) -> Response:
     # The browser's own header wins: the address says where the page began, the header how far it has come.
     place = request.headers.get("last-event-id") or request.query_params.get("from", "")
     offset = int(place) if place.isascii() and place.isdecimal() else 0
-    return EventStream(live.events(service(request).inference, service(request).store, message, offset))
+    here = service(request)
+
+    def waits_for() -> str:
+        return presenters.waits_for(here.models.compiling.get(message.model))
+
+    return EventStream(live.events(here.inference, here.store, message, offset, waits_for))
 
 
 async def rename(request: Request) -> Response:

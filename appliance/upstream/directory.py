@@ -317,5 +317,7 @@ def _client(upstream: Upstream) -> httpx.AsyncClient:
         follow_redirects=False,
         # The reading side has deadlines of its own.
         timeout=httpx.Timeout(upstream.connect_timeout, read=None),
+        # A question sent on an old connection is lost when the server closes that at the same moment.
+        limits=httpx.Limits(max_keepalive_connections=0),
         headers={"user-agent": f"hob/{__version__}", "via": VIA, "accept-encoding": "identity"},
     )

@@ -104,6 +104,9 @@ def test_answers_of_the_other_hob(server: Hob, here: Hob) -> None:
 def test_chat_remembers_who_answered(here: Hob) -> None:
     """The page offers the other Hob's models, says where the words go, and goes on with the same one."""
     assert f">{THERE}</option>" in browse(here, "/")[1]
+    promise = "Nothing you write here leaves this house"
+    assert promise in browse(here, "/")[1]
+    assert promise not in browse(here, "/chats", {"text": " ", "model": THERE})[1]
     address, _ = browse(here, "/chats", {"text": "Hello", "model": THERE})
 
     def chat() -> str:

@@ -165,7 +165,7 @@ async def test_stop_string(directory: Upstreams) -> None:
 async def test_conversation_that_is_too_long_is_an_error(directory: Upstreams) -> None:
     """This server ends such an answer without a word; that is an error, and the next question is answered."""
     long = [Message(role="user", content="word " * 2000)]
-    with pytest.raises(EngineUnavailableError, match="ended the stream before the answer was complete"):
+    with pytest.raises(EngineUnavailableError, match=r"ended the stream|the connection broke"):
         await ask(directory, messages=long)
     assert await ask(directory)
 
