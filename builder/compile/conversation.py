@@ -5,7 +5,7 @@ readers of the MLC format use.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from builder.compile.template import ChatTemplate, Conversation, Turn
@@ -113,6 +113,16 @@ def _begins_turns(template: ChatTemplate, bos: str) -> bool:
     """Whether BOS is simply the token that begins every turn, as in SmolLM2's ChatML."""
     pieces = _pieces(template, "", (USER,))
     return pieces is not None and bos in pieces[-1]
+
+
+def end_of_turn(template: ChatTemplate, bos: str, tokens: Iterable[str]) -> str | None:
+    """The one of the special `tokens` that the template puts behind an answer; None where it puts none there.
+
+    Not every configuration lists it among those that end a text, and without it the model talks on for both.
+    """
+    pieces = _pieces(template, bos, (USER, ASSISTANT, NEXT))
+    after = pieces[2].lstrip() if pieces else ""
+    return max((token for token in tokens if token and after.startswith(token)), key=len, default=None)
 
 
 def derive(template: ChatTemplate, bos: str, stops: Sequence[str]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from builder.compile.conversation import conv_template
+from builder.compile.conversation import conv_template, end_of_turn
 from builder.compile.mlc import TOKENIZER, read_json
 from builder.compile.template import (
     TOKENIZER_CONFIG,
@@ -62,6 +62,9 @@ def chat_config(
     if (eos := special.get("eos_token")) in tokens and eos not in stops:
         stops.append(eos)
     bos = special.get("bos_token", by_id.get(bos_ids[0]))
+    template = ChatTemplate.find(hf_dir, dated=False)
+    if template and (end := end_of_turn(template, bos or "", tokens)) and end not in stops:
+        stops.append(end)
     return {
         "version": "0.1.0",
         "model_type": source["model_type"],
@@ -78,9 +81,7 @@ def chat_config(
         **{field: _number(hf_dir, wanted, field, default) for field, default in SAMPLING.items()},
         "tokenizer_files": [name for name in TOKENIZER_FILES if (hf_dir / name).is_file()],
         "tokenizer_info": tokenizer_info(tokenizer),
-        "conv_template": conv_template(
-            ChatTemplate.find(hf_dir, dated=False), tokens, bos if bos in tokens else None, stops
-        ),
+        "conv_template": conv_template(template, tokens, bos if bos in tokens else None, stops),
         "pad_token_id": (_token_ids(hf_dir, wanted, "pad_token_id") or [0])[0],
         "bos_token_id": bos_ids[0],
         "eos_token_id": eos_ids if isinstance(wanted.get("eos_token_id"), list) else eos_ids[0],

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
+from builder.compile.convert import convert
 from builder.compile.import_.source import open_source
 from builder.errors import FormatError, UnsupportedError
 from tests.builder.import_.ggml import byte_level_tokenizer, write_gguf
@@ -293,3 +294,22 @@ def test_more_tokens_than_rows(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "model.gguf", "llama", config, tensors_of(config), tokenizer=write_pieces)
     with open_source(file) as source, pytest.raises(FormatError, match="has 1000 rows"):
         _ = source.metadata
+
+
+def test_end_of_a_turn(tmp_path: Path) -> None:
+    """The token that the chat template puts behind answers stops them, though EOS is another one."""
+
+    def write(writer: gguf.GGUFWriter) -> None:
+        byte_level_tokenizer(writer, GUIDE / "tokenizer.json", "gpt-2")
+        writer.add_eos_token_id(0)
+        writer.add_chat_template(
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+
+    config = config_of("llama", vocab_size=5000, num_hidden_layers=1, rope_scaling=None)
+    file = write_gguf(tmp_path / "model.gguf", "llama", config, tensors_of(config), tokenizer=write)
+    made = convert(file, tmp_path / "out", "q4f16_1").config
+    assert made["eos_token_id"] == 0
+    assert made["conv_template"]["stop_token_ids"] == [0, 2]
+    assert made["conv_template"]["name"] == "chatml"
