@@ -376,7 +376,7 @@ def devices(found: Sequence[Candidate]) -> Iterator[Finding]:
             check="device",
             status="problem",
             detail="none of the setting `devices` is here: "
-            + "; ".join(f"{one.target}: {one.reason}" for one in found if "not among" not in one.reason),
+            + "; ".join(f"{one.target}: {one.reason}" for one in found if "left out" not in one.reason),
             hint='Leave the setting out, or add "cpu" to it.',
         )
     for place, candidate in enumerate(usable):

@@ -176,7 +176,8 @@ def judge(candidate: Candidate, trials: Trials, engine: EngineState) -> Device:
     elif failures:
         state = "failed"
         last = failures[-1]
-        found = candidate.model_copy(update={"reason": last.reason, "hint": last.hint})
+        reason = f"does not run {last.model}: {last.reason}"
+        found = candidate.model_copy(update={"reason": reason, "hint": last.hint})
     return Device(**found.model_dump(), state=state)
 
 

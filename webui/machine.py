@@ -28,7 +28,7 @@ async def system(request: Request) -> Response:
             sidebar=await sidebar(request),
             machine=list(machine(overview)),
             devices=[device(one) for one in overview.devices],
-            failures=[f"{one.model} on {one.target}: {one.reason}" for one in overview.failures],
+            failures=list(failures(overview)),
             speed=speed(overview.speed),
             measures=list(measures(overview, now)),
             problem=overview.speed.problem,
@@ -76,6 +76,14 @@ def device(one: Device) -> DeviceRow:
     reason = one.reason[:1].upper() + one.reason[1:]
     text = reason if reason.endswith((".", "!", "?")) else f"{reason}."
     return DeviceRow(KINDS[one.kind], one.name, one.state, text, one.hint)
+
+
+def failures(overview: Overview) -> Iterator[str]:
+    """What did not run where, but for what the devices' own lines say."""
+    told = {one.reason for one in overview.devices}
+    for one in overview.failures:
+        if f"does not run {one.model}: {one.reason}" not in told:
+            yield f"{one.model} on {one.target}: {one.reason}"
 
 
 def speed(known: Speeds) -> str:

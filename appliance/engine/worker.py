@@ -14,6 +14,7 @@ import functools
 import itertools
 import logging
 import os
+import re
 import signal
 import socket
 import stat
@@ -247,13 +248,19 @@ def load_native(model: ModelRef, *, threads: int) -> Model:
             raise
         # Whatever it is, and drivers raise anything: what is the model's own fault the processor finds too.
         hint = error.hint if isinstance(error, (HobError, BuildError)) else ""
-        raise DeviceError(str(error) or type(error).__name__, hint=hint) from error
+        raise DeviceError(plain(str(error)) or type(error).__name__, hint=hint) from error
     try:
         check_one_token(loaded)
     except Exception:
         loaded.close()
         raise
     return loaded
+
+
+def plain(message: str) -> str:
+    """The first line of an error of TVM's, without the condition in C++ that it begins with."""
+    first = next((line.strip() for line in message.splitlines() if line.strip()), "")
+    return re.sub(r"^Check failed: .*? is false: ", "", first)
 
 
 def keep_freed_memory() -> None:

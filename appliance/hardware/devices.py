@@ -52,7 +52,7 @@ def candidates(machine: Hardware, wanted: Sequence[str] = ()) -> tuple[Candidate
             target=judged.target,
             name=judged.name,
             usable=False,
-            reason=f"not among the setting `devices` ({', '.join(wanted)})",
+            reason=f"left out by the setting devices ({', '.join(wanted)})",
         )
         for kind in KINDS
         if kind not in kinds and (judged := _judge(kind, machine, forced=False))

@@ -77,11 +77,14 @@ def test_the_machine() -> None:
 def test_devices() -> None:
     """Each device has its state, and one that failed the reason of its last failure."""
     rows = {row.kind: row for row in map(machine.device, overview().devices)}
-    assert (rows["CUDA"].state, rows["CUDA"].reason) == ("failed", "Nvcc is missing.")
+    assert (rows["CUDA"].state, rows["CUDA"].reason) == ("failed", "Does not run llama: nvcc is missing.")
     assert rows["CUDA"].hint == "Install it."
     assert (rows["Processor"].state, rows["Processor"].reason) == ("in use", "Runs every model.")
     assert rows["Vulkan"].state == "ready"
     assert rows["Metal"].state == "left out"
+    assert list(machine.failures(overview())) == []
+    other = Failure(model="qwen", target="cuda-sm_87", reason="no memory", hint="")
+    assert list(machine.failures(overview(failures=(other,)))) == ["qwen on cuda-sm_87: no memory"]
 
 
 def test_speed() -> None:

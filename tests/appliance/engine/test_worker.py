@@ -28,7 +28,7 @@ from appliance.engine.messages import (
     Stats,
     Tokens,
 )
-from appliance.engine.worker import bind
+from appliance.engine.worker import bind, plain
 from tests.appliance.engine.conftest import TOY_COMMAND, generate
 from tests.appliance.engine.toy import Toy
 
@@ -329,3 +329,16 @@ def test_it_stays_lean() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"pydantic", "starlette", "uvicorn", "tokenizers", "torch", "tvm", "tvm_ffi", "jinja2"}
     assert heavy.isdisjoint(loaded.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Check failed: (lib_handle_ != nullptr) is false: Failed to load x.so", "Failed to load x.so"),
+        ("\n  CUDA: out of memory\n  at line 3\n", "CUDA: out of memory"),
+        ("", ""),
+    ],
+)
+def test_errors_of_the_runtime(message: str, shown: str) -> None:
+    """People are told what happened, not which condition in C++ found it."""
+    assert plain(message) == shown

@@ -56,7 +56,7 @@ def test_an_order_of_one_s_own() -> None:
     """The setting's order is the order of trial, and what it leaves out is not tried."""
     found = candidates(machine("pc-rtx4090"), ("cpu", "cuda"))
     assert [one.target for one in found if one.usable] == ["cpu", "cuda-sm_89"]
-    assert "not among the setting" in verdict(machine("pc-rtx4090"), "vulkan", "cpu", "cuda").reason
+    assert "left out by the setting" in verdict(machine("pc-rtx4090"), "vulkan", "cpu", "cuda").reason
 
 
 def test_a_target_by_name_is_tried_unasked() -> None:
