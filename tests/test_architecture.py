@@ -32,6 +32,7 @@ LAYERS = [
         "appliance.library",
         "appliance.doctor",
         "appliance.engine.client",
+        "appliance.engine.device",
         "appliance.engine.runtime",
         "appliance.engine.weights",
         "appliance.engine.native",
@@ -66,6 +67,7 @@ SHARED_WITH_BUILDER = {
     "builder.compile.bfloat16",
     "builder.compile.families",  # its names; importing it loads nothing else
     "builder.compile.mlc",
+    "builder.compile.quantise",
     "builder.compile.template",
 }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import msgspec
 from appliance.errors import DamagedError, DiskFullError, TooLargeForMemoryError
 from appliance.hardware.memory import Fit
 from appliance.library import archive, fit, manifest, source, space
+from appliance.library.choose import MAX_SIDE
 from appliance.library.download import fetch
 from appliance.library.manifest import Manifest
 from appliance.library.offer import Offer, mlc_file, plain_files
@@ -24,6 +26,7 @@ from builder.compile.mlc import MLCDirectory
 from builder.errors import FormatError
 
 CHUNK = 2**20
+LICENCES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)(\.\w+)?", re.IGNORECASE)
 
 Convert = Callable[[Path, Path, str, Callable[[str, float], None]], object]
 """Makes an MLC directory: source, destination, quantisation, progress. It is `builder.compile.convert`."""
@@ -129,16 +132,22 @@ def add(
     with shelf.incoming(offer.key) as folder:
         fetched, made = folder / "fetched", folder / "model"
         _clear(folder, but=fetched)
-        _ensure_room(shelf, planned, fetched)
+        _ensure_room(shelf, offer, planned, fetched)
         try:
             with space.writing(folder):
                 share = _share(offer)
-                path = offer.path
                 if offer.remotes:
                     _fetch(shelf, offer, fetched, client, _part(report, 0, share), patience)
-                    path = fetched / offer.remotes[0].name if len(offer.remotes) == 1 else fetched
-                assert path is not None
-                kept = _make(offer, path, made, planned, convert, _part(report, share, 1))
+                report_making = _part(report, share, 1)
+                if offer.converted:
+                    kept = _convert(offer, fetched, made, planned, convert, report_making)
+                elif offer.form == "archive":
+                    kept = _unpack(offer, fetched, made, planned, report_making)
+                elif offer.remotes:
+                    made, kept = fetched, _as_fetched(offer, fetched, planned)
+                else:
+                    made.mkdir()
+                    kept = _copy(offer, made, planned, report_making)
                 report("checking", 1)
                 MLCDirectory.open(made)
                 entry = shelf.commit(made, kept)
@@ -146,8 +155,6 @@ def add(
             # Of no use to a second attempt, or in its way.
             shutil.rmtree(folder)
             raise
-        except FileNotFoundError as error:
-            raise DamagedError(f"{error.filename} is gone", hint="Was the stick removed?") from error
         finally:
             if folder.exists():
                 _clear(folder, but=fetched)
@@ -155,40 +162,55 @@ def add(
     return entry
 
 
-def _make(
-    offer: Offer,
-    path: Path,
-    made: Path,
-    planned: Plan,
-    convert: Convert,
-    report: Report,
+def _convert(
+    offer: Offer, fetched: Path, made: Path, planned: Plan, convert: Convert, report: Report
 ) -> Manifest:
-    """Fill the directory `made` and return its manifest."""
-    if offer.converted:
-        convert(
-            path, made, planned.quantization, lambda step, fraction: report(f"converting {step}", fraction)
-        )
-        return describe(made, planned.name, offer.origin, offer.licence)
-    if offer.form == "archive":
-        made.mkdir()
-        there = archive.peek(path)
-        kept = archive.unpack(
-            path, made, lambda done: report("unpacking", done / there.size, done, there.size)
-        )
-        return msgspec.structs.replace(kept, name=planned.name, added=int(time.time()))
-    if offer.remotes:
-        path.rename(made)
-        if offer.manifest is not None:  # every file was compared with it
-            return msgspec.structs.replace(offer.manifest, name=planned.name, added=int(time.time()))
-        return describe(made, planned.name, offer.origin, offer.licence)
+    """Make an MLC directory of a checkpoint; its licence goes with it."""
+    path = _source(offer, fetched)
+    convert(path, made, planned.quantization, lambda step, fraction: report(f"converting {step}", fraction))
+    for file in plain_files(path) if path.is_dir() else ():
+        if LICENCES.fullmatch(file.name) and file.stat().st_size <= MAX_SIDE:
+            shutil.copyfile(file, made / file.name)
+    return describe(made, planned.name, offer.origin, offer.licence)
+
+
+def _unpack(offer: Offer, fetched: Path, made: Path, planned: Plan, report: Report) -> Manifest:
+    """Take a .hobmodel file apart; where it came from first stays known."""
     made.mkdir()
-    files = _copy(path, made, offer, report)
-    return manifest.decode(
-        manifest.encode(
-            Manifest(1, planned.name, int(time.time()), offer.origin, offer.licence, manifest.named(files))
-        ),
-        str(path),
-    )
+    path = _source(offer, fetched)
+    total = archive.peek(path).size
+    kept = archive.unpack(path, made, lambda done: report("unpacking", done / total, done, total))
+    return msgspec.structs.replace(kept, name=planned.name, added=int(time.time()))
+
+
+def _as_fetched(offer: Offer, fetched: Path, planned: Plan) -> Manifest:
+    """The manifest of files that came as they stay. Each was compared with its checksum when it came."""
+    if offer.manifest is not None:
+        return msgspec.structs.replace(offer.manifest, name=planned.name, added=int(time.time()))
+    files = [
+        manifest.File(remote.name, remote.size, remote.sha256)
+        if remote.sha256 and remote.size is not None
+        else manifest.digest(fetched / remote.name)
+        for remote in offer.remotes
+    ]
+    return _manifest(offer, planned, files)
+
+
+def _manifest(offer: Offer, planned: Plan, files: list[manifest.File]) -> Manifest:
+    """A new manifest of these files.
+
+    Raises:
+        DamagedError: a file has a name that no manifest can hold.
+    """
+    made = Manifest(1, planned.name, int(time.time()), offer.origin, offer.licence, manifest.named(files))
+    return manifest.decode(manifest.encode(made), planned.source)
+
+
+def _source(offer: Offer, fetched: Path) -> Path:
+    """Where a model's files are now: the folder, or the one file."""
+    if offer.path is not None:
+        return offer.path
+    return fetched / offer.remotes[0].name if len(offer.remotes) == 1 else fetched
 
 
 def _fetch(
@@ -210,14 +232,19 @@ def _fetch(
         if not known and not target.exists():
             fetch(client, remote, target, received, patience)
         before += remote.size or 0
+    for stray in fetched.iterdir():
+        if stray.name not in {remote.name for remote in offer.remotes}:
+            stray.unlink()
 
 
-def _copy(path: Path, made: Path, offer: Offer, report: Report) -> list[manifest.File]:
+def _copy(offer: Offer, made: Path, planned: Plan, report: Report) -> Manifest:
     """Copy an MLC directory's files, each read once: its checksum is taken on the way.
 
     Raises:
         DamagedError: a weight file is not what the checksum that came with it says.
     """
+    path = offer.path
+    assert path is not None, "what is copied lies on this machine"
     directory = MLCDirectory.open(path)
     expected = {shard.name: shard.md5 for shard in directory.shards}
     files, done = [], 0
@@ -241,20 +268,29 @@ def _copy(path: Path, made: Path, offer: Offer, report: Report) -> list[manifest
             )
         files.append(manifest.File(file.name, count, digest.hexdigest()))
         done += count
-    return files
+    return _manifest(offer, planned, files)
 
 
-def _ensure_room(shelf: Shelf, planned: Plan, fetched: Path) -> None:
+def _ensure_room(shelf: Shelf, offer: Offer, planned: Plan, fetched: Path) -> None:
     """See that the plan's bytes fit; leftovers of other attempts give way before that fails.
 
     Raises:
         DiskFullError: they do not.
     """
     here = sum(file.stat().st_size for file in fetched.iterdir()) if fetched.exists() else 0
+    here += sum(file.size for file in known_files(shelf, offer) if not (fetched / file.name).exists())
     wanted = max(0, planned.disk - here)
     if space.missing(wanted, space.free(shelf.folder), space.RESERVE):
         shelf.sweep(seconds=0)
     space.ensure(shelf.folder, wanted, space.RESERVE)
+
+
+def known_files(shelf: Shelf, offer: Offer) -> list[manifest.File]:
+    """The files of an offer whose content the shelf has already."""
+    files = [
+        manifest.File(r.name, r.size, r.sha256) for r in offer.remotes if r.sha256 and r.size is not None
+    ]
+    return [file for file in files if shelf.holding(file)]
 
 
 def _clear(folder: Path, but: Path) -> None:

@@ -4,8 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from appliance.errors import InvalidRequestError
 from appliance.hardware.memory import Fit, fits, kv_bytes, memory
 from appliance.library.space import size
+from builder.compile.quantise import QUANTISATIONS
 
 BITS_STORED: Mapping[str, float] = {
     "float32": 32,
@@ -33,12 +35,22 @@ GGUF_BITS = {
 """Bits a weight takes in a GGUF file, by the format in its name."""
 
 
-def quantised_bits(quantisation: str) -> float:
-    """Bits a weight takes in MLC's format of this name: its digit, and a scale for each group of 32."""
-    bits = int(quantisation[1])
-    if not bits:
-        return 32 if quantisation.endswith("f32") else 16
-    return bits + (1 if quantisation.startswith("q3") else 0.5)
+def quantised_bits(name: str) -> float:
+    """Bits a weight takes in the MLC format of this name: its share of a 32-bit word and of a 16-bit scale.
+
+    Raises:
+        InvalidRequestError: there is no such format.
+    """
+    if name not in QUANTISATIONS:
+        raise InvalidRequestError(
+            f"quantization {name!r} is not supported",
+            param="quantization",
+            hint=f"Supported: {', '.join(QUANTISATIONS)}.",
+        )
+    format_ = QUANTISATIONS[name]
+    if format_.bits is None or format_.group is None:
+        return 32 if format_.dtype == "float32" else 16
+    return 32 / (32 // format_.bits) + 16 / format_.group
 
 
 def converted_bytes(stored: int, bits: float, quantisation: str) -> int:

@@ -19,6 +19,7 @@ from appliance.library.remote import USUAL, Patience, Remote, look, read
 from appliance.library.source import Hub, Local, Peer, Source, Web
 from builder.compile.families import FAMILIES
 from builder.compile.mlc import CONFIG, MLCDirectory
+from builder.compile.quantise import QUANTISATIONS
 from builder.errors import UnsupportedError
 
 MAX_CONFIG = 2**20
@@ -92,7 +93,7 @@ def _hub(source: Hub, client: httpx.Client, token: str, patience: Patience) -> O
     form, files, weights = hub.remotes(source, found, endpoint, token)
     config = _remote_config(client, files, CONFIG if form == "mlc" else "config.json", patience)
     where = f"{source.repository}"
-    _check_family(config, where)
+    _check_supported(config, where)
     return Offer(
         origin=Origin("hub", source.repository, found.sha or "", files[0].name if form == "gguf" else ""),
         title=files[0].name if form == "gguf" else source.repository,
@@ -129,7 +130,7 @@ def _web(source: Web, client: httpx.Client, patience: Patience) -> Offer:
 def _peer(source: Peer, client: httpx.Client, key: str, patience: Patience) -> Offer:
     kept, files = peer.look(client, source, key, patience)
     config = _remote_config(client, files, CONFIG, patience)
-    _check_family(config, f"{source.model} on {source.host}")
+    _check_supported(config, f"{source.model} on {source.host}")
     return Offer(
         origin=Origin("hob", f"{kept.name}@{source.host}", kept.version),
         title=kept.name,
@@ -168,7 +169,7 @@ def _local(path: Path) -> Offer:
                 else "Give the folder that holds config.json and the weights, or a .gguf file.",
             )
         config = _json(path / "config.json") if (path / "config.json").is_file() else None
-        _check_family(config, str(path))
+        _check_supported(config, str(path))
         sizes = {file.name: file.stat().st_size for file in files}
         form, weights = _weights(sizes, str(path))
         return Offer(
@@ -268,14 +269,15 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     return found
 
 
-def _check_family(config: Mapping[str, Any] | None, where: str) -> None:
+def _check_supported(config: Mapping[str, Any] | None, where: str) -> None:
     """Refuse at once what no download would make work.
 
     Raises:
-        UnsupportedError: Hob has no graph for this family.
+        UnsupportedError: Hob has no graph for this family, or does not read MLC's format of this name.
     """
-    family = config.get("model_type") if config else None
-    if family is not None and family not in FAMILIES:
-        raise UnsupportedError(
-            f"{where}: model_type {family!r} is not supported", hint=f"Supported: {', '.join(FAMILIES)}."
-        )
+    for field, known in (("model_type", FAMILIES), ("quantization", tuple(QUANTISATIONS))):
+        value = config.get(field) if config else None
+        if value is not None and value not in known:
+            raise UnsupportedError(
+                f"{where}: {field} {value!r} is not supported", hint=f"Supported: {', '.join(known)}."
+            )

@@ -68,7 +68,7 @@ def explained(error: OSError, place: Path) -> LibraryError | DiskFullError:
             f"{file} is too large for the disk's format",
             hint="FAT32 holds no file over 4 GiB: format the stick as exFAT or ext4.",
         )
-    if error.errno in (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE):
+    if error.errno in (errno.ENOENT, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE):
         return LibraryError(
             f"{file} cannot be read or written: {error.strerror}", hint="Was the disk or stick removed?"
         )

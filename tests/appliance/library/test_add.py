@@ -1,6 +1,7 @@
 """Adding models from everywhere, and everything that goes wrong on the way: the library is as it was then."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from appliance.errors import (
     DiskFullError,
     DownloadError,
     HobError,
+    InvalidRequestError,
     LibraryError,
     TooLargeForMemoryError,
 )
@@ -127,6 +129,7 @@ def test_a_checkpoint_is_fetched_and_converted(adding: Adding, server: Hub, tmp_
     by_hand = convert(tmp_path / "checkpoint", tmp_path / "by-hand", "q4f16_1")
     for shard in by_hand.shards:
         assert (entry.path / shard.name).read_bytes() == (by_hand.path / shard.name).read_bytes()
+    assert (entry.path / "LICENSE").read_bytes() == files["LICENSE"]
     assert not list((adding.shelf.folder / INCOMING).iterdir())
 
 
@@ -276,6 +279,30 @@ def test_families_that_hob_does_not_know(adding: Adding, server: Hub, tmp_path: 
     with pytest.raises(UnsupportedError, match="mamba"):
         adding("someone/mamba")
     assert server.asked("model-00001-of-00002.safetensors") == []
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_formats_that_hob_does_not_know(adding: Adding, server: Hub, tmp_path: Path) -> None:
+    """Unknown formats, of a directory or to convert to, are refused before anything is fetched."""
+    files = {path.name: path.read_bytes() for path in MLC.iterdir()}
+    config = json.loads(files["mlc-chat-config.json"]) | {"quantization": "e4m3_e4m3_f16"}
+    server.publish(REPOSITORY, files | {"mlc-chat-config.json": json.dumps(config).encode()})
+    with pytest.raises(UnsupportedError, match="e4m3"):
+        adding(REPOSITORY)
+    server.publish("someone/Small", checkpoint_files(tmp_path))
+    with pytest.raises(InvalidRequestError, match="int4"):
+        adding("someone/Small", quantization="int4")
+    assert not any("params" in path or "safetensors" in path for path, _ in server.requests)
+
+
+def test_room_for_what_is_here_already(adding: Adding, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second version needs room for what differs, and no more."""
+    files = {path.name: path.read_bytes() for path in MLC.iterdir()}
+    server.publish(REPOSITORY, files)
+    adding(REPOSITORY)
+    server.publish(REPOSITORY, files | {"LICENSE": b"Free."})
+    monkeypatch.setattr(space, "free", lambda folder: space.RESERVE + 50_000)
+    assert adding(REPOSITORY).current
 
 
 @pytest.mark.usefixtures("unchanged")

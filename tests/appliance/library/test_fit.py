@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from appliance.errors import InvalidRequestError
 from appliance.hardware.memory import Fit
 from appliance.library.fit import (
     converted_bytes,
@@ -20,11 +21,19 @@ GB = 10**9
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [("q4f16_1", 4.5), ("q4f32_1", 4.5), ("q3f16_1", 4), ("q0f16", 16), ("q0f32", 32)],
+    [("q4f16_1", 4.5), ("q4f32_1", 4.5), ("q3f16_1", 3.6), ("q0f16", 16), ("q0f32", 32)],
 )
 def test_bits_of_a_format(name: str, bits: float) -> None:
     """A format's digit are its bits, and a group of 32 shares a scale."""
     assert quantised_bits(name) == bits
+
+
+def test_formats_that_there_are_not() -> None:
+    """A format's name that Hob does not know is refused with those that it knows."""
+    for name in ("", "q", "int4", "q5f16_1"):
+        with pytest.raises(InvalidRequestError, match="not supported") as caught:
+            quantised_bits(name)
+        assert "q4f16_1" in caught.value.hint
 
 
 @pytest.mark.parametrize(
