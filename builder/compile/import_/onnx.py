@@ -21,7 +21,7 @@ MAX_DEPTH = 4  # of graphs in attributes of nodes; merged decoders have one belo
 # ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto: the numbers of the fields that are read.
 GRAPH = 7
 NODE, INITIALIZER, SPARSE_INITIALIZER = 1, 5, 15
-INPUT, NODE_NAME, OP_TYPE, ATTRIBUTE = 1, 3, 4, 5
+INPUT, OUTPUT, NODE_NAME, OP_TYPE, ATTRIBUTE = 1, 2, 3, 4, 5
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_GRAPH = 1, 3, 6
 DIMS, DATA_TYPE, SEGMENT, FLOAT_DATA, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = (
     1,
@@ -48,6 +48,7 @@ class _Node:
     kind: str = ""
     name: str = ""
     inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     integers: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -87,7 +88,7 @@ def read_onnx(files: Files, file: Path) -> dict[str, Tensor]:
                 hint="Take the export in float32 or float16.",
             )
     tensors: dict[str, Tensor] = {}
-    for name, tensor in _named(initialisers, nodes):
+    for name, tensor in _named(file, initialisers, nodes):
         if tensors.setdefault(name, tensor) != tensor:
             raise FormatError(f"{file}: {name} is there twice", hint=AGAIN)
     if not tensors:
@@ -96,27 +97,39 @@ def read_onnx(files: Files, file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _named(initialisers: dict[str, Tensor], nodes: list[_Node]) -> Iterator[tuple[str, Tensor]]:
+def _named(file: Path, initialisers: dict[str, Tensor], nodes: list[_Node]) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights by Hugging Face's names, linear layers' as outputs by inputs."""
+    # Exporters store equal tensors once, and give them their other names with Identity.
+    same = [node for node in nodes if node.kind == "Identity" and node.inputs and node.outputs]
+    known = initialisers | {
+        node.outputs[0]: initialisers[node.inputs[0]] for node in same if node.inputs[0] in initialisers
+    }
     multiplied: set[str] = set()
     for node in nodes:
         if node.kind not in ("MatMul", "Gemm") or len(node.inputs) < 2:
             continue
-        weight = initialisers.get(node.inputs[1])
+        weight = known.get(node.inputs[1])
         if weight is not None and len(weight.shape) == 2:
             multiplied.add(node.inputs[1])
             turned = weight if node.integers.get("transB") else _transposed(weight)
-            yield _name(node.inputs[1], node, "weight"), turned
-        if node.kind == "Gemm" and len(node.inputs) > 2 and node.inputs[2] in initialisers:
+            yield _name(file, node.inputs[1], node, "weight"), turned
+        if node.kind == "Gemm" and len(node.inputs) > 2 and node.inputs[2] in known:
             multiplied.add(node.inputs[2])
-            yield _name(node.inputs[2], node, "bias"), initialisers[node.inputs[2]]
-    for name, tensor in initialisers.items():
+            yield _name(file, node.inputs[2], node, "bias"), known[node.inputs[2]]
+    for name, tensor in known.items():
         if name not in multiplied and PARAMETER.fullmatch(name):
             yield name, tensor
 
 
-def _name(own: str, node: _Node, kind: str) -> str:
-    return own if PARAMETER.fullmatch(own) else f"{node.module}.{kind}"
+def _name(file: Path, own: str, node: _Node, kind: str) -> str:
+    """What a layer's weight or bias is called: as it is, or else after the node that uses it."""
+    for name in (own, f"{node.module}.{kind}"):
+        if PARAMETER.fullmatch(name):
+            return name
+    raise UnsupportedError(
+        f"{file}: neither {own[:80]!r} nor its node {node.name[:80]!r} has the name of a layer",
+        hint="Export the model with optimum, or with torch.onnx.export(…, dynamo=False).",
+    )
 
 
 def _transposed(tensor: Tensor) -> Tensor:
@@ -153,6 +166,8 @@ def _read_graph(
             for part in message.fields(entry.start, entry.end):
                 if part.number == INPUT:
                     node.inputs.append(message.text(part))
+                elif part.number == OUTPUT:
+                    node.outputs.append(message.text(part))
                 elif part.number == NODE_NAME:
                     node.name = message.text(part)
                 elif part.number == OP_TYPE:

@@ -56,9 +56,10 @@ def write_gguf(
     kind: Any = TYPES.F32,
     *,
     tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
+    raw: Mapping[str, tuple[npt.NDArray[np.uint8], Any]] | None = None,
     **options: Any,
 ) -> Path:
-    """Write a model; matrices as `kind`, vectors as F32. `options` go to the writer."""
+    """Write a model; matrices as `kind`, vectors as F32, `raw` as it is. `options` go to the writer."""
     writer = gguf.GGUFWriter(file, family, **options)
     add_config(writer, config)
     (tokenizer or golden_tokenizer)(writer)
@@ -72,6 +73,8 @@ def write_gguf(
         ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert ours, name
         writer.add_tensor(ours, gguf.quants.quantize(stored, chosen), raw_dtype=chosen)
+    for ours, (data, chosen) in (raw or {}).items():
+        writer.add_tensor(ours, data, raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -90,6 +90,24 @@ def test_quantised_files(kind: str, tmp_path: Path) -> None:
             assert np.abs(found - weights).max() < 0.3
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_files_of_k_quants(kind: str, tmp_path: Path) -> None:
+    """Rows of K-quants, which the package does not write, are the reference's, in the right order."""
+    config = config_of("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1, vocab_size=1024)
+    block = BY_NAME[kind]
+    raw = np.random.default_rng(0).integers(0, 60, (128, block.nbytes), dtype=np.uint8)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors = {"model.embed_tokens.weight": np.zeros((1024, 256), np.float32)}
+    file = write_gguf(
+        tmp_path / "m.gguf", "llama", config, tensors, raw={"blk.0.attn_q.weight": (raw, TYPES[kind])}
+    )
+    expected = gguf.quants.dequantize(raw, TYPES[kind])
+    with open_source(file) as source:
+        assert source.tensors[name].dtype == kind
+        assert source.groups(name, 0, 128) is None
+        assert np.array_equal(as_stored("llama", config, name, source.rows(name, 0, 128)), expected)
+
+
 def test_q4_0_arrives_without_loss(tmp_path: Path) -> None:
     """In q4f16_1 every weight of a Q4_0 file keeps its exact value, through reordered and stacked rows."""
     config = config_of("llama")

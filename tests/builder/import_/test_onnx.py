@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from builder.compile.convert import convert
 from builder.compile.import_.source import open_source
-from builder.errors import BuildError, FormatError
+from builder.errors import BuildError, FormatError, UnsupportedError
 from tests.builder.import_.exports import write_onnx
 from tests.builder.import_.models import config_of, tensors_of, write_model
 
@@ -137,6 +137,35 @@ def test_floats_that_are_not_raw(directory: Path) -> None:
     write_onnx(directory / "model.onnx", TENSORS, change=change)
     with open_source(directory) as source:
         assert np.array_equal(source.rows("model.norm.weight", 0, 1)[0], TENSORS["model.norm.weight"])
+
+
+def test_equal_tensors_stored_once(directory: Path) -> None:
+    """A tensor that goes by a second name is found under both."""
+
+    def change(model: onnx.ModelProto) -> None:
+        names = "model.norm.weight", "model.layers.0.input_layernorm.weight"
+        kept = [tensor for tensor in model.graph.initializer if tensor.name != names[1]]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        model.graph.node.append(helper.make_node("Identity", [names[0]], [names[1]], name="Identity_0"))
+
+    write_onnx(directory / "model.onnx", TENSORS, change=change)
+    with open_source(directory) as source:
+        assert list(source.tensors) == sorted(TENSORS)
+        found = source.rows("model.layers.0.input_layernorm.weight", 0, 1)[0]
+        assert np.array_equal(found, TENSORS["model.norm.weight"])
+
+
+def test_nameless_weights(directory: Path) -> None:
+    """A weight whose layer nothing tells is refused."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.name = "node_MatMul_7"
+
+    write_onnx(directory / "model.onnx", TENSORS, change=change)
+    with pytest.raises(UnsupportedError, match=r"neither 'onnx::MatMul_\d+' nor its node 'node_MatMul_7'"):
+        open_source(directory)
 
 
 def test_cut_anywhere(directory: Path) -> None:
