@@ -55,7 +55,10 @@ class Installed:
 
 
 class Models:
-    """The models of one data directory. Directories may come and go while the service runs."""
+    """The models of one data directory. Directories may come and go while the service runs.
+
+    `compiling` tells how far the models are that are being compiled now: a fraction by name.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.shelf = Shelf(settings.data_dir / "models", frozenset({GUIDE}))
@@ -72,6 +75,7 @@ class Models:
         self._libraries: dict[tuple[str, str], tuple[Installed, Path]] = {}
         self._tried: dict[str, Installed] = {}
         self.trials = Trials(settings.devices, settings.device_fallback)
+        self.compiling: dict[str, float] = {}
         self._compiling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -134,9 +138,18 @@ class Models:
             # `get` hands out a new object when the directory's files have changed.
             if known is None or known[0] is not installed or not known[1].exists():
                 await asyncio.to_thread(self._verified.ensure, installed.directory)
-                library = await compile_library(
-                    installed.directory, self._cache, self._kernels, progress, target
-                )
+
+                def told(step: str, fraction: float) -> None:
+                    self.compiling[installed.card.name] = fraction
+                    if progress is not None:
+                        progress(step, fraction)
+
+                try:
+                    library = await compile_library(
+                        installed.directory, self._cache, self._kernels, told, target
+                    )
+                finally:
+                    self.compiling.pop(installed.card.name, None)
                 known = self._libraries[key] = installed, library
             return known[1]
 

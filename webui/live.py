@@ -3,6 +3,7 @@
 The id of an event is the number of the answer's characters that the page shows after it. A browser that comes
 back names the last id it has seen, so the stream goes on from there, on any device and after any reload:
 
+    wait {"words": …}             what the answer waits for, where that is known
     tail {"keep": n, "html": …}   keep the first n elements of the answer, put `html` after them
     done {"html": …}              the finished message; the stream ends
     gone {}                       the message was deleted; the stream ends
@@ -10,7 +11,7 @@ back names the last id it has seen, so the stream goes on from there, on any dev
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -25,6 +26,7 @@ from webui.rendering import to_html
 
 PAUSE: Final = 0.1  # seconds between two events: fluent to read, cheap to render
 HEARTBEAT: Final = 15.0  # seconds of silence after which a comment keeps proxies from hanging up
+GLANCE: Final = 0.5  # seconds between two looks at what an answer waits for that has not begun
 
 
 def _event(name: str, data: dict[str, object], offset: int | None = None) -> str:
@@ -60,9 +62,15 @@ class _Inbox:
 
 
 async def events(
-    inference: Inference, store: Store, message: StoredMessage, offset: int
+    inference: Inference,
+    store: Store,
+    message: StoredMessage,
+    offset: int,
+    waits_for: Callable[[], str] = str,
 ) -> AsyncGenerator[str, None]:
     """Events for a page that shows the first `offset` characters of `message`.
+
+    `waits_for` says what an answer that has not begun waits for, "" where that is unknown.
 
     An offset beyond the text (the page saw what a power cut took) starts again at the beginning.
     """
@@ -73,13 +81,22 @@ async def events(
         filling = asyncio.create_task(inbox.fill(inference.follow(message.id)))
         try:
             yield "retry: 1000\n\n"
+            words, silent = "", 0.0
             while not inbox.ended or inbox.text:
+                patience = GLANCE if shown is None else HEARTBEAT
                 try:
-                    async with asyncio.timeout(HEARTBEAT):
+                    async with asyncio.timeout(patience):
                         await inbox.news.wait()
                 except TimeoutError:
-                    yield ": still here\n\n"
+                    silent += patience
+                    if shown is None and (now := waits_for()) != words:
+                        words, silent = now, 0.0
+                        yield _event("wait", {"words": words})
+                    elif silent >= HEARTBEAT:
+                        silent = 0.0
+                        yield ": still here\n\n"
                     continue
+                silent = 0.0
                 text = inbox.take()
                 if shown is None:
                     shown = offset if 0 <= offset <= len(text) else 0

@@ -70,6 +70,13 @@ def notice(health: Health) -> str:
     return f"Hob cannot answer{reason}."
 
 
+def waits_for(compiling: float | None) -> str:
+    """What an answer waits for while its model is compiled so far; empty when it is not."""
+    if compiling is None:
+        return ""
+    return f"Preparing the model for this machine, this once: {compiling:.0%}"
+
+
 def turn(message: StoredMessage, last: bool) -> Turn:
     """One message. `last` marks the end of the conversation."""
     if message.role == "user":

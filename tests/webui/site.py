@@ -90,12 +90,13 @@ class PacedEngine:
 
 @dataclass
 class Site:
-    """A running service: its address, its database, the pace of its answers, the code for its first owner."""
+    """A running service: address, database, pace of its answers, code for its first owner, data folder."""
 
     url: str
     store: Store
     engine: PacedEngine
     code: str
+    folder: Path
 
     def chat(self, question: str, answer: str) -> str:
         """Write a finished conversation into the database; its address."""
@@ -130,7 +131,7 @@ def serve(folder: Path, libraries: Path, sockets: Path, model: str | None = MODE
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url)
-        yield Site(url, store, engine, app.state.gate.owner.setup_code)
+        yield Site(url, store, engine, app.state.gate.owner.setup_code, folder)
     finally:
         engine.release()
         server.should_exit = True

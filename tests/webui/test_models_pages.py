@@ -182,3 +182,27 @@ def test_adding_a_model_in_a_browser(chromium: Browser, shop: Site, tmp_path: Pa
     expect(page.locator("#installed").get_by_text("browsed", exact=True)).to_have_count(0)
     desk.close()
     assert desk.complaints == []
+
+
+@pytest.mark.browser
+def test_an_answer_says_that_its_model_is_being_compiled(
+    chromium: Browser, shop: Site, libraries: Path, tmp_path: Path
+) -> None:
+    """The first question to a model that nobody compiled shows how far that is, then the answer."""
+    (tmp_path / "models").mkdir()
+    shutil.copytree(GOLDEN / "llama3rope" / "q4f16_1", tmp_path / "models" / "fresh")
+    config = tmp_path / "models" / "fresh" / "mlc-chat-config.json"
+    # Another context makes another library: one that is not there yet.
+    config.write_text(
+        config.read_text().replace('"context_window_size": 1024', '"context_window_size": 1000')
+    )
+    shutil.move(tmp_path / "models" / "fresh", shop.folder / "models" / "fresh")
+    desk = Desk(chromium, shop.url)
+    page = desk.open()
+    page.locator("select[name=model]").select_option("fresh")
+    page.get_by_label("Message").fill("Hello")
+    page.keyboard.press("Enter")
+    expect(page.locator(".status .words")).to_contain_text("Preparing the model for this machine")
+    expect(page.locator(".turn.assistant").last).to_have_attribute("data-state", "done", timeout=LIMIT * 1000)
+    desk.close()
+    assert desk.complaints == []

@@ -48,6 +48,7 @@ function follow(article) {
     streams.set(id, source);
 
     source.addEventListener("open", () => setWords(text.children.length ? "Writing" : "Thinking"));
+    source.addEventListener("wait", (event) => setWords(JSON.parse(event.data).words || "Thinking"));
     source.addEventListener("tail", (event) => {
       const { keep, html } = JSON.parse(event.data);
       address = article.dataset.events.replace(/from=\d+/, `from=${event.lastEventId}`);
