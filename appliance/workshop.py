@@ -114,7 +114,7 @@ class Workshop:
             entry = await asyncio.to_thread(self._models.shelf.find, name)
         if entry.manifest is not None:
             return entry.manifest, entry.path
-        origin = Origin("file", str(entry.path))
+        origin = Origin("file", entry.path.name)
         return await asyncio.to_thread(describe, entry.path, entry.name, origin, ""), entry.path
 
     async def look(self, source: str, key: str = "") -> Plan:

@@ -23,6 +23,7 @@ LAYERS = [
         "appliance.engine.wire",
         "appliance.engine.scheduler",
         "appliance.engine.sampler",
+        "appliance.library.lock",
     },
     {
         "appliance.models",
