@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from appliance.engine.runtime import release_free_memory, runtime, tensor_of
+from appliance.engine.device import TYPES, Device
+from appliance.engine.runtime import release_free_memory, runtime
 from appliance.engine.weights import PAGE, Progress, check_parameters, fit, footprint, pack, pages
 from appliance.errors import ContextLengthError, InvalidRequestError, ModelLoadError
-from appliance.hardware.memory import memory
-from builder.compile import check_library
+from builder.compile import check_library, parse_target
 from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
 
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 # The pooled one keeps every size it has ever seen: with prompts of any length, memory would only grow.
 NAIVE_ALLOCATOR = 1
-CPU = 1  # DLPack's device type
+CPU = TYPES["cpu"]
 
 
 class NativeModel:
@@ -43,6 +43,7 @@ class NativeModel:
         metadata: Mapping[str, Any],
         weights: Sequence[Any],
         *,
+        device: Device,
         context: int,
         max_sequences: int,
     ) -> None:
@@ -50,6 +51,7 @@ class NativeModel:
         self.prefill_chunk = int(metadata["prefill_chunk_size"])
         self.context = context
         self.max_sequences = max_sequences
+        self._device = device
         self._lengths: dict[int, int] = {}
         ffi = runtime()
         self._weights: Any = ffi.Array(list(weights))
@@ -97,30 +99,34 @@ class NativeModel:
 
         Raises:
             ModelLoadError: directory or library are damaged, do not belong together or to this CPU, or the
-                model does not fit the available memory.
+                model does not fit the available memory. `DeviceError` where the GPU is missing.
         """
         try:
             model = MLCDirectory.open(directory)
-            check_library(library, model)
+            manifest = check_library(library, model)
+            kind = parse_target(manifest["target"]).kind
         except BuildError as error:
             raise ModelLoadError(str(error), hint=error.hint) from error
         ffi = runtime(threads)
+        device = Device.open(kind)
         module = ffi.load_module(str(library), keep_module_alive=True)
         executable = module["vm_load_executable"]()
-        executable["vm_initialization"](CPU, 0, NAIVE_ALLOCATOR)
+        # The machine's own functions run on the processor, which comes last.
+        devices = [device.type] if kind == "cpu" else [device.type, CPU]
+        executable["vm_initialization"](*(part for type in devices for part in (type, 0, NAIVE_ALLOCATOR)))
         metadata = json.loads(str(executable["_metadata"]()))
         check_parameters(model, metadata)
         context = min(context, int(metadata["context_window_size"]))
         max_sequences = fit(
             model.path.name,
             footprint(model, metadata),
-            available=memory().available,
+            available=device.available(),
             context=context,
             max_sequences=min(max_sequences, int(metadata["max_batch_size"])),
         )
-        weights = list(pack(model, module, metadata["packing"], progress or (lambda _share: None)))
+        weights = list(pack(model, module, metadata["packing"], progress or (lambda _share: None), device))
         release_free_memory()
-        return cls(executable, metadata, weights, context=context, max_sequences=max_sequences)
+        return cls(executable, metadata, weights, device=device, context=context, max_sequences=max_sequences)
 
     def add_sequence(self, seq: int) -> None:
         """Start an empty sequence named `seq`."""
@@ -210,7 +216,7 @@ class NativeModel:
         shape: tuple[int, int],
     ) -> Floats:
         call, shaped = self._call, runtime().Shape
-        tokens = tensor_of(np.asarray(ids, np.int32))
+        tokens = self._device.tensor(np.asarray(ids, np.int32))
         call["begin_forward"](self._kv, shaped(list(seqs)), shaped(list(lengths)))
         embedded = call["embed"](tokens, self._weights)
         embedded = call["reshape"](embedded, shaped([*shape, embedded.shape[-1]]))
@@ -218,8 +224,7 @@ class NativeModel:
         call["end_forward"](self._kv)
         for seq, length in zip(seqs, lengths, strict=True):
             self._lengths[seq] += length
-        # A copy: the runtime reuses the buffer at the next call.
-        return np.array(np.from_dlpack(out))
+        return self._device.array(out)  # a copy: the runtime reuses the buffer at the next call
 
     def _known(self, seq: int) -> None:
         if seq not in self._lengths:

@@ -38,20 +38,33 @@ def cores() -> int:
 
 @cache
 def _runtime() -> Any:
-    spec = importlib.util.find_spec("tvm")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelLoadError("TVM is not installed", hint="Run `pip install apache-tvm`.")
+    folder = libraries()
     import tvm_ffi  # loads its shared library; only a process that runs models pays for it
 
-    folder = Path(next(iter(spec.submodule_search_locations))) / "lib"
-    suffix = ".dylib" if sys.platform == "darwin" else ".so"
     for name in ("libtvm_runtime", "libtvm_runtime_extra"):
-        ctypes.CDLL(str(folder / f"{name}{suffix}"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / shared_library(name)), ctypes.RTLD_GLOBAL)
     return tvm_ffi
 
 
+def libraries() -> Path:
+    """The folder of TVM's shared libraries.
+
+    Raises:
+        ModelLoadError: TVM is not installed.
+    """
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelLoadError("TVM is not installed", hint="Run `pip install apache-tvm`.")
+    return Path(next(iter(spec.submodule_search_locations))) / "lib"
+
+
+def shared_library(name: str) -> str:
+    """The file name of a shared library on this system."""
+    return name + (".dylib" if sys.platform == "darwin" else ".so")
+
+
 def empty(shape: Sequence[int], dtype: str) -> Any:
-    """An uninitialised tensor, aligned as the kernels need it."""
+    """An uninitialised tensor in main memory, aligned as the kernels need it."""
     ffi = _runtime()
     allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
     return allocate(ffi.Shape(list(shape)), ffi.dtype(dtype), ffi.device("cpu", 0), None)

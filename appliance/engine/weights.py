@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from appliance.engine.device import Device
 from appliance.engine.runtime import empty
 from appliance.errors import ModelLoadError
 from builder.compile.bfloat16 import widen_bfloat16
@@ -62,7 +63,8 @@ def pages(tokens: int) -> int:
 def footprint(model: MLCDirectory, metadata: Mapping[str, Any]) -> Footprint:
     """What a model needs, from its library's metadata."""
     cache = metadata["kv_cache"]
-    per_token = 2 * cache["num_hidden_layers"] * cache["num_key_value_heads"] * cache["head_dim"] * 4
+    size = np.dtype(metadata["activation_dtype"]).itemsize
+    per_token = 2 * cache["num_hidden_layers"] * cache["num_key_value_heads"] * cache["head_dim"] * size
     weights = loading = 0
     for step in metadata["packing"]:
         weights += sum(
@@ -107,11 +109,25 @@ def check_parameters(model: MLCDirectory, metadata: Mapping[str, Any]) -> None:
 
 
 def pack(
-    model: MLCDirectory, module: Any, steps: Sequence[Mapping[str, Any]], progress: Progress
+    model: MLCDirectory,
+    module: Any,
+    steps: Sequence[Mapping[str, Any]],
+    progress: Progress,
+    device: Device | None = None,
 ) -> Iterator[Any]:
-    """Yield the library's `packed_params` in order, made by its own kernels from the directory's tensors."""
+    """Yield the library's `packed_params` in order, made by its own kernels from the directory's tensors.
+
+    Args:
+        device: where they go; None for the processor. Only there are kernels called: a GPU's library takes
+            the tensors as they are.
+    """
     done, total = 0, sum(model.tensors[name].nbytes for step in steps for name in step["sources"])
     for step in steps:
+        if device is not None and device.kind != "cpu":
+            yield from upload(model, step, device)
+            done += sum(model.tensors[name].nbytes for name in step["sources"])
+            progress(done / total)
+            continue
         outputs = [empty(output["shape"], output["dtype"]) for output in step["outputs"]]
         entries = [model.tensors[name] for name in step["sources"]]
         if step["function"] is None:
@@ -126,6 +142,15 @@ def pack(
         yield from outputs
         done += sum(entry.nbytes for entry in entries)
         progress(done / total)
+
+
+def upload(model: MLCDirectory, step: Mapping[str, Any], device: Device) -> Iterator[Any]:
+    """Yield the tensors of a step without kernel, in a GPU's memory."""
+    assert step["function"] is None, "the libraries of GPUs pack nothing"
+    for name, output in zip(step["sources"], step["outputs"], strict=True):
+        array = np.empty(output["shape"], output["dtype"])
+        read_into(model, model.tensors[name], array)
+        yield device.tensor(array)
 
 
 def read_into(model: MLCDirectory, entry: TensorEntry, out: npt.NDArray[Any]) -> None:

@@ -15,10 +15,10 @@ from builder.compile import library as _library
 from builder.compile.library import Kernels, check_library
 from builder.compile.linker import find_linker, link
 from builder.compile.mlc import MLCDirectory
-from builder.compile.targets import Target
+from builder.compile.targets import Kind, Target, parse_target
 from builder.errors import BuildError, StaleLibraryError
 
-__all__ = ["Kernels", "check_library", "compile_model", "find_library"]
+__all__ = ["Kernels", "Kind", "check_library", "compile_model", "find_library", "parse_target"]
 
 Progress = Callable[[str, float], None]
 

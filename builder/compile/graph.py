@@ -136,6 +136,7 @@ def build_module(model: MLCDirectory, decoder: Decoder, backend: Backend, chunk:
             "head_dim": attention.head_dim,
         },
         "vocab_size": decoder.vocab,
+        "activation_dtype": backend.dtype,
         **packing.metadata(),
     }
     return builder.finalize().with_attr("metadata", json.dumps(metadata))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from builder.compile.mlc import MLCDirectory
-from builder.compile.targets import Target, cpu_features
+from builder.compile.targets import Target, cpu_features, machine
 from builder.errors import StaleLibraryError
 
 Kernels = Literal["fast", "exact"]
@@ -156,11 +156,12 @@ def check(library: Path, expected: Mapping[str, Any] | None = None) -> dict[str,
     return manifest
 
 
-def check_library(library: Path, model: MLCDirectory) -> None:
-    """Make sure that `library` may be loaded on this machine to run `model`.
+def check_library(library: Path, model: MLCDirectory) -> dict[str, Any]:
+    """Make sure that `library` may be loaded on this machine to run `model`; return its manifest.
 
     Raises:
-        StaleLibraryError: as `check`; or it was compiled for another model, or for features this CPU lacks.
+        StaleLibraryError: as `check`; or it was compiled for another model, for another kind of processor, or
+            for features this CPU lacks.
     """
     expected = {
         "model_type": model.model_type,
@@ -168,11 +169,17 @@ def check_library(library: Path, model: MLCDirectory) -> None:
         "structure": model.config["model_config"],
     }
     manifest = check(library, expected)
+    if (arch := str(manifest["target"]).partition("-")[0]) != machine():
+        raise StaleLibraryError(
+            f"{library.name} is for {arch} processors, this is {machine()}",
+            hint="Compile the model on this machine: `hob model compile`.",
+        )
     if lacking := sorted(set(manifest["requires"]) - cpu_features()):
         raise StaleLibraryError(
             f"{library.name} needs CPU features this machine lacks: {', '.join(lacking)}",
             hint="Compile the model on this machine: `hob model compile`.",
         )
+    return manifest
 
 
 def _brief(value: Any) -> str:
