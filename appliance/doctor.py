@@ -11,9 +11,10 @@ import socket
 import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import psutil
@@ -103,14 +104,18 @@ def examine(
         models: installed models' directories by name.
         room: the memory there is for use.
     """
-    weighed = tuple(model_fit(name, path, settings, room) for name, path in models.items())
+    told = running(settings)
+    # A model that is loaded gives way to the next one.
+    held = int(told.get("engine", {}).get("memory", 0))
+    reachable = replace(room, available=min(room.total, room.available + held))
+    weighed = tuple(model_fit(name, path, settings, reachable) for name, path in models.items())
     found = candidates(hardware, settings.devices)
     return Report(
         hardware=hardware,
         target=target,
         devices=found,
         measured=measured,
-        largest_model_billion=round(largest_model(room.available), 1),
+        largest_model_billion=round(largest_model(reachable.available), 1),
         models=weighed,
         findings=(
             *runtime(),
@@ -119,11 +124,11 @@ def examine(
             torch(),
             *devices(found),
             *storage(settings),
-            memory(room),
+            memory(reachable),
             *models_found(weighed),
             port(settings),
             *upstreams(settings),
-            *failures(settings),
+            *failures(told),
         ),
     )
 
@@ -410,13 +415,18 @@ def missing(candidate: Candidate) -> str:
     return ""
 
 
-def failures(settings: Settings) -> Iterator[Finding]:
-    """What a Hob that is running here says of devices that failed a model."""
+def running(settings: Settings) -> dict[str, Any]:
+    """What a Hob that runs here says of itself (`overview.Overview`); empty where none answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/api/system", timeout=5) as answer:
             told = json.load(answer)
     except (OSError, ValueError):  # none is running, or another program, or an older Hob
-        return
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def failures(told: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a Hob that is running here says of devices that failed a model."""
     for failure in told.get("failures", []):
         yield Finding(
             check=f"device {failure['target']}",

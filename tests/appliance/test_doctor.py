@@ -17,6 +17,7 @@ from appliance.hardware.describe import describe
 from appliance.hardware.devices import candidates
 from appliance.hardware.memory import Memory
 from tests.appliance.hardware.machines import recording, room
+from tests.conftest import StartHob
 from tests.service import GOLDEN
 
 
@@ -123,6 +124,38 @@ def test_no_device_of_the_setting_is_here() -> None:
     (finding,) = doctor.devices(candidates(describe(recording("pi5"), room("pi5")), ("cuda",)))
     assert finding.status == "problem"
     assert "no NVIDIA GPU" in finding.detail
+
+
+def test_memory_of_the_loaded_model_counts_as_free(start_hob: StartHob) -> None:
+    """The model that a running Hob has loaded gives way to the next, so its memory can be had."""
+    hob = start_hob()
+    settings = load_settings(data_dir=hob.data_dir, port=hob.port)
+    held = doctor.running(settings)["engine"]["memory"]
+    assert held > 0
+    machine = describe(recording("pi5"), room("pi5"))
+    needed = doctor.model_fit("m", GOLDEN / "llama3rope" / "q4f16_1", settings, Memory(2**33, 0)).needed
+    models = {"tiny": GOLDEN / "llama3rope" / "q4f16_1"}
+    for port, fits in ((hob.port, True), (0, False)):
+        settings = load_settings(data_dir=hob.data_dir, port=port)
+        report = doctor.examine(settings, machine, "x", models, Memory(2**33, needed - 1))
+        assert report.models[0].fits is fits
+
+
+def test_measuring(tmp_path: Path) -> None:
+    """--measure measures and keeps the result, or says that other programs leave no time."""
+    result = subprocess.run(
+        ["hob", "doctor", "--measure", "--json"],
+        env={"HOB_DATA_DIR": str(tmp_path), "HOB_PORT": "0", "PATH": _path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode == 0:
+        measured = json.loads(result.stdout)["measured"]
+        assert measured["decode"] > 0
+        assert json.loads((tmp_path / "measured.json").read_text()) == measured
+    else:
+        assert "other programs" in result.stderr
 
 
 def test_a_taken_port_is_a_problem(tmp_path: Path) -> None:
