@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx2 as httpx
 
@@ -27,6 +28,8 @@ ATTEMPTS = 6
 """Tries without a megabyte of progress between them."""
 PROGRESS = 2**20
 LONGEST_PAUSE = 30.0
+SETTLE = 64 * 2**20
+"""Bytes between two times that a transfer is forced to disk."""
 
 
 def fetch(
@@ -49,6 +52,8 @@ def fetch(
     part = _Part(target)
     with space.writing(target.parent):
         for last in (False, True):
+            if not (remote.sha256 or remote.git):  # nothing would show that a part of it is wrong
+                part.shorten()
             resumed = part.size > 0
             _complete(client, remote, part, received, patience)
             if (wrong := part.compare(remote)) == "":
@@ -66,12 +71,22 @@ def fetch(
 
 
 class _Part:
-    """What is here of a file: `NAME.part`, and beside it which version on the server it belongs to."""
+    """What is here of a file, `NAME.part`, and a note beside it on what that is worth.
+
+    Attributes:
+        etag: the server's tag of the version that the bytes belong to; "" when it told none.
+        safe: bytes that were forced to disk. After a power cut there may be more in the file, of any content.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self.file = target.with_name(f"{target.name}.part")
-        self.notes = target.with_name(f"{target.name}.part.json")
+        self._note = target.with_name(f"{target.name}.part.json")
+        try:
+            noted = json.loads(self._note.read_text())
+            self.etag, self.safe = str(noted["etag"]), int(noted["safe"])
+        except (OSError, ValueError, KeyError, TypeError):  # lost in a power cut, or there was none
+            self.etag, self.safe = "", 0
 
     @property
     def size(self) -> int:
@@ -80,23 +95,28 @@ class _Part:
         except FileNotFoundError:
             return 0
 
-    @property
-    def etag(self) -> str:
-        """The server's tag of the version that the bytes here belong to; "" when it told none."""
-        try:
-            noted = json.loads(self.notes.read_text())
-            return str(noted["etag"])
-        except (OSError, ValueError, KeyError, TypeError):  # lost in a power cut, or there was none
-            return ""
-
     def begin(self, etag: str) -> None:
         """Forget what is here and note which version comes now."""
         self.discard()
-        self.notes.write_text(json.dumps({"etag": etag}))
+        self.etag = etag
+        self._write()
+
+    def shorten(self) -> None:
+        """Give up what may not be on disk."""
+        if self.size > self.safe:
+            os.truncate(self.file, self.safe)
+
+    def settle(self, stream: BinaryIO) -> None:
+        """Force what was written to disk, and note how much that is."""
+        stream.flush()
+        os.fsync(stream.fileno())
+        self.safe = os.fstat(stream.fileno()).st_size
+        self._write()
 
     def discard(self) -> None:
         self.file.unlink(missing_ok=True)
-        self.notes.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+        self.etag, self.safe = "", 0
 
     def compare(self, remote: Remote) -> str:
         """What is wrong with the content; "" when nothing is, as far as anybody told."""
@@ -120,7 +140,10 @@ class _Part:
 
     def finish(self) -> None:
         self.file.replace(self.target)
-        self.notes.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        self._note.write_text(json.dumps({"etag": self.etag, "safe": self.safe}))
 
 
 def _complete(
@@ -170,15 +193,15 @@ def _receive(
             part.discard()
             raise BrokenOffError("the file is shorter than what is here")
         total = _check_range(answer, remote, start)
-        if answer.status_code == 200:
-            part.begin(_strong(answer.headers.get("etag", "")))
-            start = 0
+        # What is here stays: this may be the page of a gateway that wants somebody to sign in.
         if remote.size is not None and total is not None and total != remote.size:
-            part.discard()
             raise DownloadError(
                 f"{remote.host} sends {total} bytes as {remote.name}, which should have {remote.size}",
                 hint="It has changed there. Try again from the start.",
             )
+        if answer.status_code == 200:
+            part.begin(_strong(answer.headers.get("etag", "")))
+            start = 0
         expected = remote.size if remote.size is not None else total
         if expected is not None:
             space.ensure(part.target.parent, expected - start, reserve=0)
@@ -201,9 +224,8 @@ def _write(
     have, since, began = start, start, time.monotonic()
     with part.file.open("ab") as stream:
         try:
-            for (
-                chunk
-            ) in answer.iter_raw():  # as it arrives: what is gathered first is lost when it breaks off
+            # As it arrives: what is gathered first is lost when the connection breaks off.
+            for chunk in answer.iter_raw():
                 if expected is not None and have + len(chunk) > expected:
                     raise DownloadError(
                         f"{remote.host} sends more than the {expected} bytes it announced for {remote.name}",
@@ -212,13 +234,14 @@ def _write(
                 stream.write(chunk)
                 have += len(chunk)
                 received(have)
+                if have - part.safe >= SETTLE:
+                    part.settle(stream)
                 if (now := time.monotonic()) - began > patience.window:
                     if have - since < patience.rate * patience.window:
                         raise BrokenOffError("it comes too slowly")
                     since, began = have, now
         finally:
-            stream.flush()
-            os.fsync(stream.fileno())
+            part.settle(stream)
     return have
 
 

@@ -34,7 +34,8 @@ class Hub:
             a status; "stall" sends half and then nothing; "truncate" sends half and hangs up; "longer" sends
             more than announced; "shorter" announces half; "change" gives other content under another tag;
             "corrupt" gives other content under the same tag; "no range" ignores ranges; "chunked" tells no
-            length; "other part" answers a range with another one.
+            length; "other part" answers a range with another one;
+            "gateway" sends a page of something in between.
         requests: method, path and headers of every request.
     """
 
@@ -168,6 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.hub.repositories[repository][revision][name]
         fault = self._fault(name, repository)
         if fault is True:
+            return
+        if fault == "gateway":
+            self._json(200, {"please": "sign in"})
             return
         etag = f'"{hashlib.md5(data).hexdigest()}"'  # noqa: S324 - as S3 has it
         if fault in ("change", "corrupt"):

@@ -141,9 +141,33 @@ def test_a_beginning_that_suffered_is_fetched_anew(
     """When the joined file is wrong, the part that lay here may be at fault: it starts from zero, once."""
     target.with_name("weights.bin.part").write_bytes(bytes(1000))
     tag = hashlib.md5(DATA).hexdigest()  # noqa: S324 - the server's tag
-    target.with_name("weights.bin.part.json").write_text(json.dumps({"etag": f'"{tag}"'}))
+    target.with_name("weights.bin.part.json").write_text(json.dumps({"etag": f'"{tag}"', "safe": 1000}))
     fetch(client, remote, target, patience=QUICK)
     assert target.read_bytes() == DATA
+
+
+def test_without_a_checksum_only_what_is_on_disk_counts(
+    client: httpx.Client, server: Hub, remote: Remote, target: Path
+) -> None:
+    """After a power cut a file may end in zeros; where nothing would show that, they are fetched again."""
+    target.with_name("weights.bin.part").write_bytes(DATA[:1000] + bytes(5000))
+    tag = hashlib.md5(DATA).hexdigest()  # noqa: S324 - the server's tag
+    target.with_name("weights.bin.part.json").write_text(json.dumps({"etag": f'"{tag}"', "safe": 1000}))
+    fetch(client, without_checksum(remote), target, patience=QUICK)
+    assert target.read_bytes() == DATA
+    assert server.asked("weights.bin")[0]["range"] == "bytes=1000-"
+
+
+def test_a_gateways_page_costs_nothing(
+    client: httpx.Client, server: Hub, remote: Remote, target: Path
+) -> None:
+    """Something else of another length in between does not undo what is here."""
+    server.faults["weights.bin"] = ["truncate", "gateway"]
+    with pytest.raises(DownloadError, match="should have"):
+        fetch(client, remote, target, patience=QUICK)
+    fetch(client, remote, target, patience=QUICK)
+    assert target.read_bytes() == DATA
+    assert server.asked("weights.bin")[-1]["range"] == f"bytes={len(DATA) // 2}-"
 
 
 def test_more_here_than_there_starts_anew(
