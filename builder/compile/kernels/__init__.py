@@ -8,8 +8,10 @@ Conventions
     rows=1    the function takes exactly one row (decode); rows=None takes any m >= 1, known at run time
     n, k      outputs and inner dimension of a linear layer; k a multiple of 32 (`UnsupportedError` otherwise)
     isa       an `isa.Isa`; `isa.ISAS["avx512vnni" | "avx2" | "neondot" | "generic"]`
-    scale     dtype of the weight scales as stored: "float16" (q4f16_1) or "float32" (q4f32_1)
-    weight    "q4f16" | "q4f32": two arguments q_weight, q_scale; "float16" | "float32": one dense [n, k]
+    scale     dtype of the weight scales as stored: "float16", "bfloat16" or "float32"
+    layout    of quantised weights as stored: "NK" or, transposed, "KN"
+    weight    "q4f16" | "q4bf16" | "q4f32" | "q3f16": two arguments; "float16" | "bfloat16" | "float32": one
+              dense [n, k] (`weights` describes them)
     heads     `attention.Heads(kv, query, dim)`
 Activations are float32 matrices `[m, k]`, or for the fast linears *blocks*: `int32 [p, k/32, 10]`, where
 p = m for rows=1 and `activation.padded_rows(m)` otherwise (`activation` describes a block).
@@ -22,7 +24,9 @@ The menu: `factory(...)  f(inputs..., outputs...)`; shapes and limits are in eac
     activation.rms_norm(k, eps, rows=…, residual=…)         f(x[m,k], gamma[k], [residual[m,k],] y[m,k])
     activation.gated(k, gate, rows=…)                       f(gate_up[m,2k], y[m,k])
     activation.soft_cap(k, cap, rows=…)                     f(x[m,k], y[m,k])
-    packing.pack(n, k, isa, scale=…)                        f(q_weight, q_scale, packed, scales)
+    packing.pack(n, k, isa, scale=…, layout=…)              f(q_weight, q_scale, packed, scales)
+    packing.transpose(n, k, scale=…)                        f(q_weight, q_scale, words, scales), KN to NK
+    packing.planes(n, k, layout=…)                          f(q_weight, q_scale, planes, scales), three bits
     packing.packed_shape(n, k, isa), packing.scales_shape(n, k, isa)
     w4a8.linear(n, k, isa, scale=…, rows=…, …)              f(packed, scales, blocks, *added, y[m,n])
     exact.linear(n, k, isa, weight=…, rows=…, …)            f(*weight, x[m,k], *added, y[m,n])
