@@ -48,9 +48,8 @@ def quantised_bits(name: str) -> float:
             hint=f"Supported: {', '.join(QUANTISATIONS)}.",
         )
     format_ = QUANTISATIONS[name]
-    if format_.bits is None or format_.group is None:
-        return 32 if format_.dtype == "float32" else 16
-    return 32 / (32 // format_.bits) + 16 / format_.group
+    # q0f32 is bfloat16 on disk, but float32 in memory.
+    return 32 if format_.bits is None and format_.dtype == "float32" else format_.bits_per_weight
 
 
 def converted_bytes(stored: int, bits: float, quantisation: str) -> int:
