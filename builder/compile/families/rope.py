@@ -20,6 +20,7 @@ import numpy.typing as npt
 from builder.compile.families.fields import Fields
 from builder.errors import FormatError, UnsupportedError
 
+LONGEST = 2048  # what transformers takes where config.json does not tell
 TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 Scaling = dict[str, Any]
@@ -63,9 +64,6 @@ def rope_config(
     return base, describe(scaling, longest, source.get("original_max_position_embeddings"))
 
 
-LONGEST = 2048  # what transformers takes where config.json does not tell
-
-
 def describe(scaling: Fields, longest: int, original: Any = None) -> Scaling | None:
     """A scaling with every number that its type needs; None for plain rope.
 
@@ -77,44 +75,46 @@ def describe(scaling: Fields, longest: int, original: Any = None) -> Scaling | N
     Raises:
         UnsupportedError, FormatError: as `rope_config`.
     """
-    kind = rope_type(scaling)
-    if kind == "default":
-        return None
     if original is not None:
         scaling = Fields(scaling.where, {**scaling.values, "original_max_position_embeddings": original})
+    kind = rope_type(scaling)
     longest = scaling.integer("max_position_embeddings", longest)
     trained = scaling.integer("original_max_position_embeddings", longest)
     if trained == 1:
         raise scaling.wrong("original_max_position_embeddings", "is no context")
-    described: Scaling = {"rope_type": kind}
-    if kind in ("linear", "llama3"):
-        described["factor"] = scaling.number("factor")
-    if kind == "llama3":
-        described |= {name: scaling.number(name) for name in ("low_freq_factor", "high_freq_factor")}
-        if described["low_freq_factor"] >= described["high_freq_factor"]:
-            raise scaling.wrong("low_freq_factor", "is not below high_freq_factor")
-        described["original_max_position_embeddings"] = scaling.integer("original_max_position_embeddings")
-    if kind == "dynamic":
-        described |= {"factor": scaling.number("factor"), "original_max_position_embeddings": trained}
-    if kind == "yarn":
-        factor = scaling.number("factor", longest / trained)
-        described |= {
-            "factor": factor,
-            "original_max_position_embeddings": trained,
-            "attention_factor": scaling.number("attention_factor", _yarn_attention(scaling, factor)),
-            "beta_fast": scaling.number("beta_fast", 32),
-            "beta_slow": scaling.number("beta_slow", 1),
-            "truncate": scaling.flag("truncate", True),
-        }
-    if kind == "longrope":
-        factor = scaling.number("factor", longest / trained)
-        described |= {
-            "factor": factor,
-            "original_max_position_embeddings": trained,
-            "attention_factor": scaling.number("attention_factor", _longrope_attention(factor, trained)),
-            **{name: scaling.get(name) for name in ("short_factor", "long_factor")},
-        }
-    return described
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            numbers: Scaling = {"factor": scaling.number("factor")}
+        case "dynamic":
+            numbers = {"factor": scaling.number("factor"), "original_max_position_embeddings": trained}
+        case "llama3":
+            names = ("factor", "low_freq_factor", "high_freq_factor")
+            numbers = {name: scaling.number(name) for name in names}
+            if numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
+                raise scaling.wrong("low_freq_factor", "is not below high_freq_factor")
+            numbers["original_max_position_embeddings"] = scaling.integer("original_max_position_embeddings")
+        case "yarn":
+            factor = scaling.number("factor", longest / trained)
+            numbers = {
+                "factor": factor,
+                "original_max_position_embeddings": trained,
+                "attention_factor": scaling.number("attention_factor", _yarn_gain(scaling, factor)),
+                "beta_fast": scaling.number("beta_fast", 32),
+                "beta_slow": scaling.number("beta_slow", 1),
+                "truncate": scaling.flag("truncate", True),
+            }
+        case _:
+            factor = scaling.number("factor", longest / trained)
+            numbers = {
+                "factor": factor,
+                "original_max_position_embeddings": trained,
+                "attention_factor": scaling.number("attention_factor", _longrope_gain(factor, trained)),
+                "short_factor": scaling.get("short_factor"),
+                "long_factor": scaling.get("long_factor"),
+            }
+    return {"rope_type": kind, **numbers}
 
 
 def rope_type(scaling: Fields) -> str:
@@ -160,26 +160,25 @@ def rope(theta: float, dim: int, scaling: Fields, *, context: int) -> Rope:
     if theta <= 1:
         raise FormatError(f"{scaling.where}: a rotary base of {theta} turns no dimension slower than another")
     numbers = describe(scaling, context) or {"rope_type": "default"}
-    kind = numbers["rope_type"]
     base = np.power(np.float32(theta), np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     plain = (np.float32(1.0) / base).astype(np.float32)
-    if kind == "linear":
-        return _rope(plain / np.float32(numbers["factor"]))
-    if kind == "dynamic" and context > numbers["original_max_position_embeddings"]:
-        reach = numbers["original_max_position_embeddings"]
-        raise UnsupportedError(
-            f"{scaling.where}: rope type 'dynamic' reaches {reach} tokens, not {context}",
-            hint="Convert the model with a smaller context window.",
-        )
-    if kind == "llama3":
-        return _rope(_llama3(plain, numbers))
-    if kind == "yarn":
-        return _rope(_yarn(plain, theta, numbers), numbers["attention_factor"])
-    if kind == "longrope":
-        long = context > numbers["original_max_position_embeddings"]
-        divisors = scaling.numbers("long_factor" if long else "short_factor", dim // 2)
-        rates = np.float32(1.0) / (np.array(divisors, np.float32) * base)
-        return _rope(rates, numbers["attention_factor"])
+    match numbers["rope_type"]:
+        case "linear":
+            return _rope(plain / np.float32(numbers["factor"]))
+        case "dynamic" if context > (reach := numbers["original_max_position_embeddings"]):
+            raise UnsupportedError(
+                f"{scaling.where}: rope type 'dynamic' reaches {reach} tokens, not {context}",
+                hint="Convert the model with a smaller context window.",
+            )
+        case "llama3":
+            return _rope(_llama3(plain, numbers))
+        case "yarn":
+            return _rope(_yarn(plain, theta, numbers), numbers["attention_factor"])
+        case "longrope":
+            long = context > numbers["original_max_position_embeddings"]
+            divisors = scaling.numbers("long_factor" if long else "short_factor", dim // 2)
+            rates = np.float32(1.0) / (np.array(divisors, np.float32) * base)
+            return _rope(rates, numbers["attention_factor"])
     return _rope(plain)
 
 
@@ -214,7 +213,7 @@ def _yarn(plain: Array, theta: float, numbers: Scaling) -> Array:
     return rates
 
 
-def _yarn_attention(scaling: Fields, factor: float) -> float:
+def _yarn_gain(scaling: Fields, factor: float) -> float:
     def growth(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
@@ -223,5 +222,5 @@ def _yarn_attention(scaling: Fields, factor: float) -> float:
     return growth(1.0)
 
 
-def _longrope_attention(factor: float, trained: int) -> float:
+def _longrope_gain(factor: float, trained: int) -> float:
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
