@@ -1,5 +1,6 @@
 """What a person may name as a model's source, and what they mean by it. Pure: nothing is looked up."""
 
+import os
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -61,8 +62,10 @@ def parse(text: str) -> Source:
         raise InvalidRequestError("the source is empty", param="source", hint=KINDS)
     if text.startswith(("http://", "https://")):
         return _address(text)
-    if not text.startswith("hf:") and Path(text).expanduser().exists():
-        return Local(Path(text).expanduser())
+    # These two answer whatever they are given; pathlib's own raise for odd names.
+    path = os.path.expanduser(text)
+    if not text.startswith("hf:") and os.path.exists(path):
+        return Local(Path(path))
     name, at, host = text.rpartition("@")
     if at and is_host(host):
         return Peer(name, host)
@@ -103,8 +106,11 @@ def _hub(text: str) -> Hub:
 
 
 def _address(url: str) -> Source:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError as error:
+        raise InvalidRequestError(f"{url[:200]!r} is no address", param="source", hint=KINDS) from error
     path = [unquote(part) for part in parts.path.split("/") if part]
     if host in HUB_HOSTS and len(path) >= 2 and (len(path) == 2 or path[2] == "tree"):
         return _hub("/".join(path[:2]) + (f"@{'/'.join(path[3:])}" if len(path) > 3 else ""))

@@ -168,6 +168,14 @@ def test_export_and_back(tmp_path: Path) -> None:
     assert "hob model add mine.hobmodel" in done.stdout
     add(tmp_path / "two", stick / "mine.hobmodel")
     assert run_hob(tmp_path / "two", "model", "verify", "mine").returncode == 0
+    small = tmp_path / "small"
+    small.mkdir()
+    export = ('ulimit -f 200; exec "$@"', "sh", HOB, "model", "export", "mine", str(small))
+    refused = subprocess.run(
+        ["sh", "-c", *export], capture_output=True, text=True, env=environment(tmp_path / "one"), check=False
+    )
+    assert "too large for the disk's format" in refused.stderr  # as a file of 4 GiB is for FAT32
+    assert list(small.iterdir()) == []
     again = run_hob(tmp_path / "one", "model", "export", "mine", str(stick))
     assert again.returncode == 1
     assert "already exists" in again.stderr

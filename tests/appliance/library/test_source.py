@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from appliance.errors import InvalidRequestError
+from appliance.library.manifest import checked_name
 from appliance.library.source import Hub, Local, Peer, Source, Web, model_name, parse
 
 
@@ -67,6 +70,20 @@ def test_what_is_no_source(text: str, message: str) -> None:
         parse(text)
     assert caught.value.hint
     assert "secret" not in caught.value.explanation
+
+
+@given(st.one_of(st.text(max_size=300), st.from_regex(r"(https?://|hf:|~|[a-z]+@)[\x00-\xff]{0,40}")))
+@example("~nobody-of-that-name/model")
+@example("http://[")
+@example("x" * 5000)
+def test_whatever_is_typed(text: str) -> None:
+    """Anything is a source or is refused; a name made of it is always one that a model may have."""
+    try:
+        found = parse(text)
+    except InvalidRequestError:
+        return
+    title = getattr(found, "repository", "") or getattr(found, "model", "") or "x"
+    checked_name(model_name(title, "q4f16_1", converted=True))
 
 
 @pytest.mark.parametrize(
