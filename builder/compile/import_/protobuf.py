@@ -13,7 +13,8 @@ from builder.errors import FormatError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_FIELDS = 5_000_000
-MAX_TEXT = 2**16
+MAX_TEXT = 2**16  # of one string
+MAX_TEXTS = 2**26  # of all of them
 CHUNK = 2**16
 
 
@@ -36,13 +37,14 @@ class Field:
 
 
 class Message:
-    """A file that holds one message. Counts the fields read, so that no file keeps it busy for ever."""
+    """A file that holds one message. Counts the fields read, and the text: no file keeps it busy for ever."""
 
     def __init__(self, files: Files, file: Path) -> None:
         self.file = file
         self.size = files.size(file)
         self._files = files
         self._fields = 0
+        self._texts = 0
         self._chunk, self._at = b"", 0
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
@@ -81,6 +83,9 @@ class Message:
         """
         if field.wire != BYTES or field.end - field.start > MAX_TEXT:
             raise FormatError(f"{self.file}: byte {field.start} has no short string", hint=AGAIN)
+        self._texts += field.end - field.start
+        if self._texts > MAX_TEXTS:
+            raise FormatError(f"{self.file} has more than {MAX_TEXTS >> 20} MiB of names", hint=AGAIN)
         try:
             return self._bytes(field.start, field.end).decode()
         except UnicodeDecodeError as error:

@@ -158,3 +158,11 @@ def test_split_numbers(tmp_path: Path) -> None:
     header = read(write(tmp_path, [ARCH, key("split.no", 2, b"\7\0"), key("split.count", 2, b"\3\0")], []))
     with pytest.raises(FormatError, match=r"split\.no 7 of split\.count 3"):
         _ = header.split
+
+
+def test_arrays_together(tmp_path: Path) -> None:
+    """Many arrays may not have more items than a model needs, however small each is in the file."""
+    many = struct.pack("<IQ", 0, 2**21) + bytes(2**21)
+    keys = [key(f"k{number}", 9, many) for number in range(3)]
+    with pytest.raises(FormatError, match="the length of k2 is 2097152"):
+        read(write(tmp_path, keys, [info("t")]))

@@ -29,8 +29,10 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_KEYS = 2**16
 MAX_TENSORS = 2**16
-MAX_ITEMS = 2**22  # of an array; the largest vocabularies have 2**18 tokens and 2**19 merges
+# Of all arrays together; the largest vocabularies have 2**18 tokens, types and scores, and 2**19 merges.
+MAX_ITEMS = 2**22
 MAX_STRING = 2**24
+MAX_HEADER = 2**27
 CHUNK = 2**20
 # Value types by number: struct letter and bytes. 8 is a string, 9 an array.
 SCALARS = {
@@ -205,6 +207,7 @@ class _Cursor:
         self._files = files
         self._start = 0
         self._at = 0
+        self._items = 0
         self._chunk = b""
 
     @property
@@ -222,6 +225,10 @@ class _Cursor:
             left = self.size - self.position
             if count > left:
                 raise FormatError(f"{self.file} ends inside {what}", hint=AGAIN)
+            if self.position > MAX_HEADER:
+                raise FormatError(
+                    f"{self.file}: the header is larger than {MAX_HEADER >> 20} MiB", hint=AGAIN
+                )
             self._start, self._at = self.position, 0
             self._chunk = self._files.read(self.file, self._start, min(max(count, CHUNK), left), what)
         self._at += count
@@ -265,7 +272,8 @@ class _Cursor:
 
     def _array(self, what: str) -> Any:
         kind = self.number("<I", what)
-        count = self.count("<Q", f"the length of {what}", MAX_ITEMS)
+        count = self.count("<Q", f"the length of {what}", MAX_ITEMS - self._items)
+        self._items += count
         if kind == STRING:
             return [self.string(what) for _ in range(count)]
         if kind not in SCALARS:
