@@ -208,10 +208,13 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from appliance.library import manifest
+from appliance.library.add import add, plan
+from appliance.library.offer import find
+from appliance.library.remote import session
 from appliance.library.shelf import GONE, Shelf
-from tests.appliance.library import test_shelf
+from appliance.library.source import Local
 
-folder, first = Path(sys.argv[1]), sys.argv[2]
+folder, first, second = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 CALLS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir", "chmod")
 
 def work(calls):
@@ -227,7 +230,10 @@ def work(calls):
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
     shelf = Shelf(folder)
-    shelf.remove(test_shelf.put(shelf, "tiny", temperature=0.5))
+    with session() as client:
+        offer = find(Local(second), client)
+        planned = plan(offer, name="tiny", quantization="q4f16_1", context=128)
+        shelf.remove(add(shelf, offer, planned, client, print, lambda *told: None))
     os._exit(0)
 
 calls, states, status = 0, set(), 9
@@ -255,15 +261,39 @@ print(calls, sorted(states))
 """
 
 
-def test_a_kill_at_any_moment_leaves_all_or_nothing(shelf: Shelf) -> None:
+def test_a_kill_at_any_moment_leaves_all_or_nothing(shelf: Shelf, mlc: Path) -> None:
     """Killed before each system call that changes the disk, the shelf can be read and is true."""
     first = put(shelf, "tiny")
-    command = [sys.executable, "-c", KILLED, str(shelf.folder), first.version]
+    (mlc / "LICENSE").write_text("Free.")
+    command = [sys.executable, "-c", KILLED, str(shelf.folder), first.version, str(mlc)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     calls, states = done.stdout.split(maxsplit=1)
     assert int(calls) > 10
     assert json.loads(states) == [1, 2]
+
+
+def test_everything_is_on_disk_before_it_appears(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and directory are forced to disk before the rename, the folder after it, for power cuts."""
+    synced: list[int] = []
+    renamed: list[tuple[set[int], int]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    def recorded_rename(source: Path, target: Path) -> None:
+        inside = {path.stat().st_ino for path in Path(source).iterdir()} | {Path(source).stat().st_ino}
+        renamed.append((inside - set(synced), len(synced)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    put(shelf, "tiny")
+    ((missing, before),) = renamed
+    assert missing == set()
+    assert shelf.folder.stat().st_ino in synced[before:]
 
 
 def test_manifests_from_elsewhere_are_checked() -> None:
