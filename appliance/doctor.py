@@ -9,6 +9,8 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,9 +38,6 @@ FIT_HINTS = {
     "never": "Choose a smaller model or context.",
     "damaged": "Remove the folder and install the model again.",
 }
-
-# What a device needs beside its driver: TVM's runtime for it, and what compiles models on this machine.
-RUNTIMES = {"cuda": "libtvm_runtime_cuda", "vulkan": "libtvm_runtime_vulkan"}
 
 # Room for a compiled library and the chats; below it SQLite and the compiler fail in unclear ways.
 DISK_MINIMUM = 500 * 2**20
@@ -404,12 +403,20 @@ def devices(found: Sequence[Candidate]) -> Iterator[Finding]:
 
 
 def missing(candidate: Candidate) -> str:
-    """What of Hob's own needs a device lacks here; empty when nothing is known to."""
-    spec = importlib.util.find_spec("tvm")
-    folder = Path(spec.origin).parent if spec and spec.origin else None
-    library = RUNTIMES.get(candidate.kind)
-    if folder and library and not list(folder.rglob(f"{library}.*")):
-        return f"the installed TVM has no {library}"
+    """What a device lacks here to run models; empty when nothing. A GPU is opened, in another process."""
+    if candidate.kind == "cpu":
+        return ""
+    command = (sys.executable, "-m", "appliance.engine.measure", "--attempts", "1", "--target")
+    try:
+        done = subprocess.run(
+            [*command, candidate.target], capture_output=True, text=True, timeout=30, check=True
+        )
+        errors: list[str] = json.loads(done.stdout)["errors"]
+    except (subprocess.SubprocessError, ValueError) as error:
+        return f"it cannot be opened: {error}"
+    for text in errors:
+        if text.startswith("memory: "):
+            return text.removeprefix("memory: ").rstrip(".")
     if candidate.kind == "cuda" and shutil.which("nvcc") is None:
         return "there is no nvcc to compile models with"
     return ""
