@@ -13,10 +13,13 @@ from pathlib import Path
 
 import psutil
 
+from appliance.engine.device import Device
 from appliance.engine.probe import probe
 from appliance.engine.runtime import cores, runtime
+from appliance.errors import HobError
 from appliance.hardware.bandwidth import PER_THREAD, read_bandwidth
 from appliance.hardware.memory import memory
+from builder.compile import Kind, parse_target
 
 # Tokens that the model reads and writes: enough to be timed, and done within a second on a slow machine.
 READ, WRITTEN = 128, 33
@@ -37,23 +40,23 @@ def step_back() -> None:
         os.nice(19)
 
 
-def device_bandwidth(kind: str, size: int = COPIED, rounds: int = 5) -> float:
+def device_bandwidth(kind: Kind, size: int = COPIED, rounds: int = 5) -> float:
     """GB/s that a device moves when it copies within its memory, read and written bytes together.
 
     Raises:
-        RuntimeError, ValueError: TVM's runtime has no such device, or it has not the memory.
+        DeviceError: there is no such device.
+        RuntimeError: it has not the memory.
     """
+    device = Device.open(kind)
     ffi = runtime()
-    device = ffi.device(kind, 0)
-    allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
     copy = ffi.get_global_func("runtime.TVMTensorCopyFromTo")
     wait = ffi.get_global_func("runtime.Device_StreamSync")
-    source, target = (allocate(ffi.Shape([size]), ffi.dtype("int8"), device, None) for _ in range(2))
+    source, target = device.empty([size], "int8"), device.empty([size], "int8")
     times = []
     for _ in range(rounds):
         begun = time.perf_counter()
         copy(source, target)
-        wait(device, 0)
+        wait(ffi.device(kind, 0), 0)
         times.append(time.perf_counter() - begun)
     return 2 * size / min(times) / 1e9
 
@@ -92,10 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     step_back()
     threads = chosen.threads or cores()
-    kind = chosen.target.partition("-")[0]
     for last in (False,) * (chosen.attempts - 1) + (True,):
         quiet = Quiet()
-        found, errors = attempt(kind, threads, chosen.directory, chosen.library)
+        found, errors = attempt(chosen.target, threads, chosen.directory, chosen.library)
         others = quiet.others
         if others < SHARED:
             break
@@ -107,28 +109,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def attempt(
-    kind: str, threads: int, directory: Path | None, library: Path | None
+    target: str, threads: int, directory: Path | None, library: Path | None
 ) -> tuple[dict[str, float], list[str]]:
     """Measure once: figures by name, and what could not be measured, "memory: " or "model: " and why."""
     found: dict[str, float] = {}
     errors: list[str] = []
     try:
+        kind = parse_target(target).kind
         if kind == "cpu":
             room = memory().available // 8 // threads
             found["bandwidth"] = read_bandwidth(threads, size=min(PER_THREAD, room))
         else:
             found["bandwidth"] = device_bandwidth(kind)
     except Exception as error:  # noqa: BLE001 - drivers raise anything, and the rest can still be measured
-        errors.append(f"memory: {error}")
+        errors.append(f"memory: {told(error)}")
     if directory and library:
         try:
             seen = probe(directory, library, range(1, READ + 1), WRITTEN, threads=threads)
         except Exception as error:  # noqa: BLE001 - as above
-            errors.append(f"model: {error}")
+            errors.append(f"model: {told(error)}")
         else:
             found["prefill"] = seen.prefill_tokens_per_second
             found["decode"] = seen.decode_tokens_per_second
     return found, errors
+
+
+def told(error: Exception) -> str:
+    """An error in a line, with its hint where it has one."""
+    return error.explanation if isinstance(error, HobError) else str(error)
 
 
 if __name__ == "__main__":
