@@ -313,7 +313,7 @@ def models_found(fits: tuple[ModelFit, ...]) -> Iterator[Finding]:
             check="models",
             status="problem",
             detail="no model is installed",
-            hint="Convert one: hob model convert HF_DIR OUT --quantization q4f16_1",
+            hint="Add one: hob model add SOURCE",
         )
     for fit in fits:
         yield Finding(

@@ -138,16 +138,15 @@ def add(
                 share = _share(offer)
                 if offer.remotes:
                     _fetch(shelf, offer, fetched, client, _part(report, 0, share), patience)
-                report_making = _part(report, share, 1)
+                rest = _part(report, share, 1)
                 if offer.converted:
-                    kept = _convert(offer, fetched, made, planned, convert, report_making)
+                    kept = _convert(offer, fetched, made, planned, convert, rest)
                 elif offer.form == "archive":
-                    kept = _unpack(offer, fetched, made, planned, report_making)
+                    kept = _unpack(offer, fetched, made, planned, rest)
                 elif offer.remotes:
                     made, kept = fetched, _as_fetched(offer, fetched, planned)
                 else:
-                    made.mkdir()
-                    kept = _copy(offer, made, planned, report_making)
+                    kept = _copy(offer, made, planned, rest)
                 report("checking", 1)
                 MLCDirectory.open(made)
                 entry = shelf.commit(made, kept)
@@ -245,6 +244,7 @@ def _copy(offer: Offer, made: Path, planned: Plan, report: Report) -> Manifest:
     """
     path = offer.path
     assert path is not None, "what is copied lies on this machine"
+    made.mkdir()
     directory = MLCDirectory.open(path)
     expected = {shard.name: shard.md5 for shard in directory.shards}
     files, done = [], 0
