@@ -132,13 +132,13 @@ TOKENS, SCORES, TYPES = pieces()
 IDS = {text: token for token, text in enumerate(TOKENS)}
 
 
-def write_pieces(writer: gguf.GGUFWriter) -> None:
-    """Put the vocabulary into a file, as llama.cpp does: no merges, only scores."""
+def write_pieces(writer: gguf.GGUFWriter, count: int | None = None) -> None:
+    """Put the vocabulary, or its first tokens, into a file, as llama.cpp does: no merges, only scores."""
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(TOKENS)
-    writer.add_token_scores(SCORES)
-    writer.add_token_types(TYPES)
+    writer.add_token_list(TOKENS[:count])
+    writer.add_token_scores(SCORES[:count])
+    writer.add_token_types(TYPES[:count])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
