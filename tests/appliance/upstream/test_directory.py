@@ -21,6 +21,7 @@ from appliance.errors import (
     SettingsError,
     UnknownModelError,
 )
+from appliance.upstream import directory as directory_module
 from appliance.upstream import server as server_module
 from appliance.upstream.directory import Upstreams, examine
 from appliance.upstream.settings import Upstream
@@ -151,8 +152,12 @@ async def test_dead_server_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> N
             await directory.close()
 
 
-async def test_restarted_server_is_found_again() -> None:
-    """A server that dies keeps its models on the list, with a note; when it is back the note goes."""
+async def test_restarted_server_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that dies keeps its models on the list, with a note; when it is back the note goes.
+
+    It is looked at as soon as an answer fails, not at the next turn.
+    """
+    monkeypatch.setattr(directory_module, "REFRESH", 3600.0)
     async with wire() as one, upstreams(gpu(one)) as directory:
         one.models = one.chat = reply(502, "<html>Bad gateway</html>", "text/html")
         with pytest.raises(EngineUnavailableError, match="502 and no JSON"):
@@ -343,12 +348,23 @@ async def test_next_address_answers_when_the_first_one_fails_before_the_first_to
         assert one.chats[0].body == two.chats[0].body
 
 
-async def test_dead_address_is_passed_over_and_tried_last() -> None:
+async def test_dead_address_is_passed_over() -> None:
     """Nobody waits for an address that was dead at the last look while another one lives."""
-    async with wire(says("Alive")) as two, upstreams(gpu(dead(), two)) as directory:
+    async with (
+        wire(models=reply(502, "", "text/html")) as one,
+        wire(says("Alive")) as two,
+        upstreams(gpu(dead(), one, two)) as directory,
+    ):
         assert (await ask(directory))[0] == "Alive"
-        dead_one, _ = directory.states()
-        assert "cannot be reached" in dead_one.problem
+        assert one.chats == []
+        assert "cannot be reached" in directory.states()[0].problem
+
+
+async def test_answer_that_is_no_stream_is_described() -> None:
+    """A page where events should come is told by its kind."""
+    async with wire(reply(200, "<html>", "text/html")) as one, upstreams(gpu(one)) as directory:
+        with pytest.raises(EngineUnavailableError, match="text/html instead of a stream of events"):
+            await ask(directory)
 
 
 async def test_mute_address_loses_its_turn() -> None:

@@ -36,6 +36,7 @@ class Wire:
         chats: the questions that came, in order.
         looks: how often the list of models was asked for.
         left: set when a client hung up in the middle of an answer.
+        tasks: one per open connection.
     """
 
     chat: Behaviour
@@ -44,9 +45,13 @@ class Wire:
     chats: list[Request] = field(default_factory=list)
     looks: int = 0
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request on one connection."""
+        task = asyncio.current_task()
+        assert task
+        self.tasks.add(task)
         try:
             request = await _read(reader)
             if request.path.endswith("/models"):
@@ -58,7 +63,10 @@ class Wire:
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             self.left.set()
+        except asyncio.CancelledError:
+            pass  # the test is over
         finally:
+            self.tasks.remove(task)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
@@ -74,6 +82,9 @@ async def wire(chat: Behaviour | None = None, models: Behaviour | None = None) -
         yield it
     finally:
         server.close()
+        for task in it.tasks:
+            task.cancel()
+        await asyncio.gather(*it.tasks)
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:
