@@ -37,7 +37,7 @@ check: (env "dev")
 test *flags: (env "dev")
     .venv/bin/pytest {{flags}}
 
-# Print Hob's figures beside llama.cpp's as JSON lines; flags: `startup`, a model's name, --rounds N, --threads N.
+# Print Hob's figures beside llama.cpp's as JSON lines; flags: `startup`, `imports`, a model's name, --rounds N, --threads N.
 bench *flags: (env "dev")
     {{python}} -m tests.bench {{flags}}
 

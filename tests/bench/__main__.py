@@ -205,13 +205,18 @@ def startup(folder: Path, rounds: int) -> None:
 def main() -> None:
     """Measure everything, or what is named."""
     arguments = argparse.ArgumentParser(prog="just bench")
-    arguments.add_argument("only", nargs="*", help="startup, " + ", ".join(shape.name for shape in SHAPES))
+    names = ["startup", "imports", *(shape.name for shape in SHAPES)]
+    arguments.add_argument("only", nargs="*", choices=[[], *names], metavar="NAME", help=", ".join(names))
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     options = arguments.parse_args()
     folder = user_cache_path("hob") / "bench"
     if not options.only or "startup" in options.only:
         startup(folder, options.rounds)
+    if not options.only or "imports" in options.only:
+        from tests.bench.imports import imports  # the writers of its checkpoints
+
+        imports(folder, report, say)
     for shape in SHAPES:
         if options.only and shape.name not in options.only:
             continue
