@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.builder.import_.ggml import TYPES, write_gguf
+from tests.builder.import_.models import config_of, tensors_of
 from tests.service import GOLDEN, HOB, MODEL, TINY, Hob, environment, run_hob
 
 SOURCE = GOLDEN / "llama3rope"
@@ -54,6 +56,15 @@ def test_model_convert_makes_a_model_that_is_found(tmp_path: Path) -> None:
     again = run_hob(tmp_path, *arguments)
     assert again.returncode == 1
     assert "\nhob: " in f"\n{again.stderr}"
+
+
+def test_model_convert_takes_a_file(tmp_path: Path) -> None:
+    """One file of weights is enough, and its name without the ending becomes the model's."""
+    config = config_of("llama", num_hidden_layers=1)
+    file = write_gguf(tmp_path / "small.Q8_0.gguf", "llama", config, tensors_of(config), TYPES.Q8_0)
+    done = run_hob(tmp_path, "model", "convert", str(file))
+    assert done.stdout.strip() == str(tmp_path / "models" / "small.Q8_0-q4f16_1"), done.stderr
+    assert (tmp_path / "models" / "small.Q8_0-q4f16_1" / "tokenizer.json").is_file()
 
 
 def test_model_convert_elsewhere_says_where_to_put_it(tmp_path: Path) -> None:
