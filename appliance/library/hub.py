@@ -53,7 +53,7 @@ def look(source: Hub, token: str, patience: Patience) -> tuple["ModelInfo", str]
     except errors.HFValidationError as error:
         raise DownloadError(f"{name} is not a repository's name", hint="Ids look like owner/name.") from error
     if found.gated and not _authorization(token):
-        raise _gated(source, hub)
+        raise gated(source, hub)
     return found, hub
 
 
@@ -63,7 +63,7 @@ def _explained(error: "HfHubHTTPError", source: Hub, hub: str) -> HobError:
 
     status, repository = error.response.status_code, source.repository
     if isinstance(error, errors.GatedRepoError):
-        return _gated(source, hub)
+        return gated(source, hub)
     if isinstance(error, errors.RevisionNotFoundError):
         return DownloadError(
             f"{repository} has no revision {source.revision!r}", hint=f"See {hub}/{repository}."
@@ -80,7 +80,8 @@ def _explained(error: "HfHubHTTPError", source: Hub, hub: str) -> HobError:
     return DownloadError(f"{hub} answers {status} for {repository}")
 
 
-def _gated(source: Hub, hub: str) -> AuthenticationError:
+def gated(source: Hub, hub: str) -> AuthenticationError:
+    """What to do about a repository that is not for everybody."""
     return AuthenticationError(
         f"{source.repository} is given only to those who accepted its licence",
         hint=f"Accept it at {hub}/{source.repository}, make a token, and give it: --key-file FILE.",

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2 as httpx
 
-from appliance.errors import DamagedError, DownloadError, HobError, LibraryError
+from appliance.errors import AuthenticationError, DamagedError, DownloadError, HobError, LibraryError
 from appliance.library import archive, hub, peer, space
 from appliance.library.choose import SIDE_FILES, choose
 from appliance.library.manifest import MANIFEST, Manifest, Origin
@@ -91,9 +91,12 @@ def find(source: Source, client: httpx.Client, key: str = "", patience: Patience
 def _hub(source: Hub, client: httpx.Client, token: str, patience: Patience) -> Offer:
     found, endpoint = hub.look(source, token, patience)
     form, files, weights = hub.remotes(source, found, endpoint, token)
-    config = _remote_config(client, files, CONFIG if form == "mlc" else "config.json", patience)
-    where = f"{source.repository}"
-    _check_supported(config, where)
+    try:
+        config = _remote_config(client, files, CONFIG if form == "mlc" else "config.json", patience)
+    except AuthenticationError as error:
+        # The description is for everybody, the files are not: a token may be that of somebody else.
+        raise hub.gated(source, endpoint) from error
+    _check_supported(config, source.repository)
     return Offer(
         origin=Origin("hub", source.repository, found.sha or "", files[0].name if form == "gguf" else ""),
         title=files[0].name if form == "gguf" else source.repository,

@@ -257,8 +257,9 @@ def test_gated_with_a_wrong_token(adding: Adding, server: Hub) -> None:
     """A token that does not open the repository is said to, and never shown."""
     server.publish(REPOSITORY, MLC)
     server.gated.add(REPOSITORY)
-    with pytest.raises(AuthenticationError, match="401") as caught:
+    with pytest.raises(AuthenticationError, match="licence") as caught:
         adding(REPOSITORY, key="hf_wrong")
+    assert f"{server.url}/{REPOSITORY}" in caught.value.hint
     assert "hf_wrong" not in caught.value.explanation
 
 
