@@ -7,16 +7,10 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from appliance.library.remote import Patience, session
+from appliance.library.remote import session
 from appliance.library.shelf import Shelf
 from tests.appliance.library import hub
-from tests.service import GOLDEN
-
-MLC = GOLDEN / "llama3rope" / "q4f16_1"
-CHECKPOINT = GOLDEN / "llama3rope" / "hf"
-
-QUICK = Patience(silence=0.4, pause=0.01, window=60)
-"""For servers on this machine."""
+from tests.appliance.library.adding import MLC, QUICK, Adding
 
 
 @pytest.fixture
@@ -48,3 +42,18 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]
     with hub.running() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         yield running
+
+
+@pytest.fixture
+def adding(shelf: Shelf, client: httpx.Client) -> Adding:
+    """Adds to the empty shelf."""
+    return Adding(shelf, client)
+
+
+@pytest.fixture
+def unchanged(shelf: Shelf) -> Iterator[None]:
+    """Afterwards the library is as it was: no model, and nothing that would be taken for one."""
+    yield
+    assert shelf.entries() == []
+    visible = [path for path in shelf.folder.glob("*") if not path.name.startswith(".")]
+    assert visible == []

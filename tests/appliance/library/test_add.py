@@ -1,16 +1,10 @@
-"""Adding models from everywhere, and everything that goes wrong on the way: the library is as it was then."""
+"""Adding models from the hub and by address, and everything that goes wrong on the way."""
 
-import contextlib
 import json
-import os
-import shutil
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import httpx2 as httpx
 import pytest
 
@@ -18,80 +12,22 @@ from appliance.errors import (
     AuthenticationError,
     ConflictError,
     DamagedError,
-    DiskFullError,
     DownloadError,
     HobError,
     InvalidRequestError,
-    LibraryError,
     TooLargeForMemoryError,
 )
-from appliance.library import archive, space
-from appliance.library.add import Plan, add, plan
+from appliance.library import archive
 from appliance.library.download import ATTEMPTS
 from appliance.library.manifest import Origin
-from appliance.library.offer import find
-from appliance.library.shelf import INCOMING, Entry, Shelf, describe
-from appliance.library.source import parse
+from appliance.library.shelf import INCOMING, describe
 from appliance.library.verify import verify
 from builder.compile.convert import convert
 from builder.compile.mlc import MLCDirectory
-from builder.errors import BuildError, FormatError, UnsupportedError
-from tests.appliance.library.conftest import MLC, QUICK
+from builder.errors import FormatError, UnsupportedError
+from tests.appliance.library.adding import MLC, REPOSITORY, Adding
 from tests.appliance.library.hub import Hub
 from tests.builder.checkpoints import CONFIG, llama_tensors, write_checkpoint
-from tests.builder.import_.archives import write_pytorch
-from tests.builder.import_.exports import write_onnx
-from tests.builder.import_.ggml import write_gguf
-from tests.builder.import_.models import config_of, tensors_of, write_model
-
-REPOSITORY = "someone/Tiny-q4f16_1-MLC"
-
-
-class Adding:
-    """Adds models to a shelf as the command does, and keeps what was reported."""
-
-    def __init__(self, shelf: Shelf, client: httpx.Client) -> None:
-        self.shelf = shelf
-        self.client = client
-        self.steps: list[tuple[str, float]] = []
-        self.planned: Plan | None = None
-        self.at: dict[str, Callable[[], None]] = {}
-
-    def __call__(
-        self,
-        source: str | Path,
-        *,
-        name: str = "",
-        key: str = "",
-        force: bool = False,
-        quantization: str = "q4f16_1",
-    ) -> Entry:
-        offer = find(parse(str(source)), self.client, key, QUICK)
-        self.planned = plan(offer, name=name, quantization=quantization, context=4096)
-        return add(
-            self.shelf, offer, self.planned, self.client, convert, self.report, force=force, patience=QUICK
-        )
-
-    def report(self, step: str, fraction: float, done: int | None = None, total: int | None = None) -> None:
-        self.steps.append((step, fraction))
-        for start, act in self.at.items():
-            if step.startswith(start):
-                act()
-
-
-@pytest.fixture
-def adding(shelf: Shelf, client: httpx.Client) -> Adding:
-    """Adds to the empty shelf."""
-    return Adding(shelf, client)
-
-
-@pytest.fixture
-def unchanged(shelf: Shelf) -> Iterator[None]:
-    """Afterwards the library is as it was: no model, and nothing that would be taken for one."""
-    yield
-    assert shelf.entries() == []
-    visible = [path for path in shelf.folder.glob("*") if not path.name.startswith(".")]
-    assert visible == []
 
 
 def checkpoint_files(tmp_path: Path) -> dict[str, bytes]:
@@ -296,16 +232,6 @@ def test_formats_that_hob_does_not_know(adding: Adding, server: Hub, tmp_path: P
     assert not any("params" in path or "safetensors" in path for path, _ in server.requests)
 
 
-def test_room_for_what_is_here_already(adding: Adding, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second version needs room for what differs, and no more."""
-    files = {path.name: path.read_bytes() for path in MLC.iterdir()}
-    server.publish(REPOSITORY, files)
-    adding(REPOSITORY)
-    server.publish(REPOSITORY, files | {"LICENSE": b"Free."})
-    monkeypatch.setattr(space, "free", lambda folder: space.RESERVE + 50_000)
-    assert adding(REPOSITORY).current
-
-
 @pytest.mark.usefixtures("unchanged")
 def test_weights_that_are_no_numbers(adding: Adding, server: Hub, tmp_path: Path) -> None:
     """NaN in a checkpoint ends the conversion with the tensor's name; the useless download goes."""
@@ -316,127 +242,6 @@ def test_weights_that_are_no_numbers(adding: Adding, server: Hub, tmp_path: Path
     with pytest.raises(FormatError, match="up_proj"):
         adding("someone/nan")
     assert list((adding.shelf.folder / INCOMING).iterdir()) == []
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_a_folder_is_copied(adding: Adding, mlc: Path, cached: bool) -> None:
-    """An MLC directory comes without what else lies there; in a Hugging Face cache its files are links."""
-    (mlc / "notes.txt").write_text("mine")
-    (mlc / ".hidden").write_text("mine")
-    source = mlc
-    if cached:
-        blobs, source = mlc.parent / "blobs", mlc.parent / "snapshots" / "Tiny-q4f16_1"
-        mlc.rename(blobs)
-        source.mkdir(parents=True)
-        for file in blobs.iterdir():
-            (source / file.name).symlink_to(Path("../../blobs") / file.name)
-    entry = adding(source)
-    assert entry.reference == "Tiny-q4f16_1"
-    assert sorted(path.name for path in entry.path.iterdir()) == sorted(
-        [*(path.name for path in MLC.iterdir()), "hob-model.json"]
-    )
-    assert not any(path.is_symlink() for path in entry.path.iterdir())
-    assert verify(entry) == []
-
-
-def test_a_checkpoint_on_a_stick(adding: Adding, tmp_path: Path) -> None:
-    """A folder with a checkpoint is converted where it is, under the name that is asked for."""
-    entry = adding(write_checkpoint(tmp_path / "stick"), name="mine", quantization="q4f32_1")
-    assert entry.reference == "mine"
-    assert MLCDirectory.open(entry.path).quantization == "q4f32_1"
-
-
-@pytest.mark.parametrize("form", ["gguf", "gguf in parts", "torch", "onnx"])
-@pytest.mark.parametrize("place", ["stick", "hub"])
-def test_other_forms(adding: Adding, server: Hub, tmp_path: Path, form: str, place: str) -> None:
-    """GGUF, PyTorch and ONNX weights become the same model from a stick and from a repository."""
-    folder = other_form(tmp_path / "source", form)
-    by_hand = convert(folder, tmp_path / "by-hand", "q4f16_1")
-    if place == "hub":
-        server.publish("someone/model", folder)
-        entry = adding("someone/model")
-    else:
-        entry = adding(folder)
-    assert verify(entry) == []
-    for shard in by_hand.shards:
-        assert (entry.path / shard.name).read_bytes() == (by_hand.path / shard.name).read_bytes()
-
-
-def other_form(folder: Path, form: str) -> Path:
-    """A folder with a model whose weights are not safetensors."""
-    config = config_of("llama")
-    tensors = tensors_of(config)
-    write_model(folder, config, tensors)
-    (folder / "model.safetensors").unlink()
-    if form == "torch":
-        write_pytorch(folder / "pytorch_model.bin", tensors)
-    elif form == "onnx":
-        write_onnx(folder / "model.onnx", tensors, external=True)
-    else:
-        for file in folder.iterdir():
-            file.unlink()
-        divided: dict[str, Any] = {"split_max_tensors": 8} if form == "gguf in parts" else {}
-        write_gguf(
-            folder / "tiny-Q4_0.gguf", "llama", config, tensors, gguf.GGMLQuantizationType.Q4_0, **divided
-        )
-    return folder
-
-
-def test_one_gguf_file(adding: Adding, tmp_path: Path) -> None:
-    """A single file is named after itself, without what says how it was packed."""
-    file = next(other_form(tmp_path / "source", "gguf").iterdir())
-    entry = adding(file)
-    assert entry.reference == "tiny-q4f16_1"
-    assert entry.manifest
-    assert entry.manifest.origin == Origin("file", "tiny-Q4_0.gguf")
-
-
-@pytest.mark.usefixtures("unchanged")
-def test_links_out_of_a_stick(adding: Adding, mlc: Path, tmp_path: Path) -> None:
-    """A link that leads out of the folder would make somebody's file part of the model."""
-    (tmp_path / "secret").write_text("{}")
-    (mlc / "tokenizer_config.json").unlink()
-    (mlc / "tokenizer_config.json").symlink_to(tmp_path / "secret")
-    with pytest.raises(LibraryError, match=r"tokenizer_config\.json is a link"):
-        adding(mlc)
-
-
-@pytest.mark.usefixtures("unchanged")
-def test_a_copy_that_went_wrong_on_its_way_here(adding: Adding, mlc: Path) -> None:
-    """The checksums that the weights came with are compared."""
-    shard = mlc / "params_shard_0.bin"
-    shard.write_bytes(bytes(shard.stat().st_size))
-    with pytest.raises(DamagedError, match=r"params_shard_0\.bin is damaged"):
-        adding(mlc)
-
-
-@pytest.mark.usefixtures("unchanged")
-@pytest.mark.parametrize("step", ["copying tensor-cache", "converting"])
-def test_a_stick_that_is_pulled_out(adding: Adding, mlc: Path, tmp_path: Path, step: str) -> None:
-    """What vanishes while it is read is said, and nothing half is kept."""
-    folder = write_checkpoint(tmp_path / "stick", files=2) if step == "converting" else mlc
-
-    def pull_out() -> None:
-        for file in folder.glob("*.safetensors"):
-            os.truncate(file, 10)  # it is open: reading on fails, as it does on a device that is gone
-        shutil.rmtree(folder, ignore_errors=True)
-
-    adding.at = {step: pull_out}
-    with pytest.raises((LibraryError, BuildError)):
-        adding(folder)
-
-
-def test_a_hobmodel_file(adding: Adding, tmp_path: Path) -> None:
-    """What was exported comes back with origin and licence; the name is the exported one or one's own."""
-    kept = describe(MLC, "tiny", Origin("hub", "someone/model", "c0ffee"), "apache-2.0")
-    file = tmp_path / "stick.hobmodel"
-    archive.write(kept, MLC, file, lambda done: None)
-    entry = adding(file)
-    assert entry.reference == "tiny"
-    assert entry.version == kept.version
-    assert entry.manifest
-    assert (entry.manifest.origin, entry.manifest.licence) == (kept.origin, "apache-2.0")
-    assert adding(file, name="mine").reference == "mine"
 
 
 def test_files_by_address(adding: Adding, server: Hub, tmp_path: Path) -> None:
@@ -457,27 +262,6 @@ def test_an_address_that_tells_no_length(adding: Adding, server: Hub) -> None:
         adding(f"{server.url}/someone/files/resolve/{commit}/a.gguf")
 
 
-@pytest.mark.usefixtures("unchanged")
-@pytest.mark.parametrize("name", ["model.gguf", "model.hobmodel", "model.bin", "model"])
-def test_files_that_are_no_model(adding: Adding, tmp_path: Path, name: str) -> None:
-    """Noise is refused by content, whatever its name."""
-    (tmp_path / name).write_bytes(os.urandom(2000))
-    with pytest.raises((LibraryError, BuildError), match=name):
-        adding(tmp_path / name)
-
-
-@pytest.mark.usefixtures("unchanged")
-def test_folders_that_hold_no_model(adding: Adding, tmp_path: Path) -> None:
-    """A stick with several exported models says their names."""
-    (tmp_path / "stick").mkdir()
-    with pytest.raises(LibraryError, match="no weights"):
-        adding(tmp_path / "stick")
-    (tmp_path / "stick" / "tiny.hobmodel").write_bytes(b"")
-    with pytest.raises(LibraryError) as caught:
-        adding(tmp_path / "stick")
-    assert "tiny.hobmodel" in caught.value.hint
-
-
 def test_too_large_for_the_memory(adding: Adding, mlc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What never fits is refused before it is fetched, and added when somebody insists."""
     from appliance.hardware.memory import Memory
@@ -488,99 +272,6 @@ def test_too_large_for_the_memory(adding: Adding, mlc: Path, monkeypatch: pytest
         adding(mlc)
     assert adding.shelf.entries() == []
     assert adding(mlc, force=True).reference == "Tiny-q4f16_1"
-
-
-@pytest.mark.usefixtures("unchanged")
-def test_room_is_looked_for_first(adding: Adding, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says how much is missing, and nothing was fetched."""
-    server.publish(REPOSITORY, MLC)
-    monkeypatch.setattr(space, "free", lambda folder: space.RESERVE + 100_000)
-    with pytest.raises(DiskFullError, match="not enough room") as caught:
-        adding(REPOSITORY)
-    assert "Free 357 kB" in caught.value.hint
-    assert server.asked("params_shard_0.bin") == []
-
-
-def test_leftovers_of_others_give_way(
-    adding: Adding, server: Hub, mlc: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before there is not enough room, what waits to be gone on with is given up."""
-    other = adding.shelf.folder / INCOMING / "other"
-    other.mkdir(parents=True)
-    monkeypatch.setattr(space, "free", lambda folder: space.RESERVE if other.exists() else 10**9)
-    assert adding(mlc).reference == "Tiny-q4f16_1"
-    assert not other.exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file system of its own with three megabytes, none of them reserved."""
-    monkeypatch.setattr(space, "RESERVE", 0)
-    if os.getuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("this system mounts no tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(folder: Path) -> None:
-    """Take all the room there is, as another program may."""
-    with (folder / "filler").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
-        while True:
-            stream.write(bytes(4096))
-
-
-@pytest.mark.parametrize("step", ["fetching", "copying", "converting"])
-def test_a_disk_that_fills_halfway(
-    small_disk: Path,
-    client: httpx.Client,
-    server: Hub,
-    mlc: Path,
-    tmp_path: Path,
-    step: str,
-) -> None:
-    """Another program takes the last bytes meanwhile: an error, no half model, and the room is given back."""
-    adding = Adding(Shelf(small_disk / "models"), client)
-    first = adding(mlc, name="first")
-    source: str | Path = mlc
-    if step == "fetching":
-        source = REPOSITORY
-        files = {path.name: path.read_bytes() for path in MLC.iterdir()}
-        server.publish(REPOSITORY, files | {"tokenizer.model": os.urandom(500_000)})
-    if step == "converting":
-        source = write_checkpoint(tmp_path / "stick")
-    filler = small_disk / "filler"
-    adding.at = {step: lambda: None if filler.exists() else fill(small_disk)}
-    with pytest.raises((DiskFullError, BuildError)) as caught:
-        adding(source, name="second")
-    error = caught.value
-    assert isinstance(error, DiskFullError | BuildError)
-    assert "full" in str(error) or "space" in error.hint or "room" in str(error)
-    filler.unlink()
-    (only,) = adding.shelf.entries()
-    assert only.version == first.version
-    assert verify(only) == []
-    assert not list((adding.shelf.folder / INCOMING).iterdir())
-    adding.at = {}
-    assert verify(adding(source, name="second")) == []
-
-
-def test_a_full_disk_is_freed_by_removing(small_disk: Path, mlc: Path, client: httpx.Client) -> None:
-    """Removing needs no room of its own."""
-    shelf = Shelf(small_disk / "models")
-    entry = Adding(shelf, client)(mlc)
-    fill(small_disk)
-    shelf.remove(entry)
-    assert shelf.entries() == []
-    assert space.free(small_disk) > 400_000
 
 
 def test_two_at_a_time(adding: Adding, server: Hub, client: httpx.Client) -> None:

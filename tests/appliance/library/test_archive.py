@@ -16,7 +16,7 @@ from appliance.errors import ConflictError, DamagedError, HobError, LibraryError
 from appliance.library import archive, manifest
 from appliance.library.manifest import MANIFEST, Manifest, Origin
 from appliance.library.shelf import describe
-from tests.appliance.library.conftest import MLC
+from tests.appliance.library.adding import MLC
 
 
 @pytest.fixture

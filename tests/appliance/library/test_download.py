@@ -12,7 +12,7 @@ from appliance.errors import AuthenticationError, DamagedError, DiskFullError, D
 from appliance.library import space
 from appliance.library.download import ATTEMPTS, fetch
 from appliance.library.remote import Patience, Remote, look, read
-from tests.appliance.library.conftest import QUICK
+from tests.appliance.library.adding import QUICK
 from tests.appliance.library.hub import Hub, git_blob
 
 REPOSITORY = "someone/model"

@@ -14,7 +14,7 @@ from appliance.library.fit import (
     sentence,
     stored_bits,
 )
-from tests.appliance.library.conftest import CHECKPOINT, MLC
+from tests.appliance.library.adding import CHECKPOINT, MLC
 
 GB = 10**9
 

@@ -14,9 +14,8 @@ from appliance.library.peer import address, look
 from appliance.library.shelf import Shelf
 from appliance.library.source import Peer
 from appliance.library.verify import verify
-from tests.appliance.library.conftest import MLC
+from tests.appliance.library.adding import MLC, Adding
 from tests.appliance.library.hub import Hub
-from tests.appliance.library.test_add import Adding
 from tests.appliance.library.test_shelf import put
 from tests.appliance.library.test_verify import damage
 from tests.service import Hob, run_hob, start
@@ -41,12 +40,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hob]:
 def theirs(other: Hob) -> Shelf:
     """The library of the other Hob."""
     return Shelf(other.data_dir / "models")
-
-
-@pytest.fixture
-def adding(shelf: Shelf, client: httpx.Client) -> Adding:
-    """Adds to the empty shelf of this Hob."""
-    return Adding(shelf, client)
 
 
 def test_the_library_is_listed(other: Hob, theirs: Shelf) -> None:

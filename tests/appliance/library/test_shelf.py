@@ -17,7 +17,7 @@ from appliance.library import manifest
 from appliance.library.lock import in_use
 from appliance.library.manifest import MANIFEST, Origin
 from appliance.library.shelf import GONE, INCOMING, Entry, Shelf, describe
-from tests.appliance.library.conftest import MLC
+from tests.appliance.library.adding import MLC
 
 ORIGIN = Origin("hub", "someone/model", "c0ffee" + "0" * 34)
 

@@ -10,7 +10,7 @@ from appliance.library.lock import locked
 from appliance.library.manifest import MANIFEST
 from appliance.library.shelf import Shelf
 from appliance.library.verify import Finding, ensure, verify
-from tests.appliance.library.conftest import MLC
+from tests.appliance.library.adding import MLC
 from tests.appliance.library.test_shelf import put
 
 
