@@ -1,5 +1,6 @@
 """Phi-3, Phi-3.5 and Phi-4-mini: Llama's graph under names of its own, with LongRoPE for long contexts."""
 
+from dataclasses import replace
 from typing import Any
 
 from builder.compile.families.decoder import Attention, Decoder, Layer, Shape
@@ -71,10 +72,16 @@ def decoder(config: Fields) -> Decoder:
     part = config.number("partial_rotary_factor", 1.0)
     if part > 1:
         raise config.wrong("partial_rotary_factor", "is more than all of a head")
+    # MLC-LLM's older directories have both lengths beside the scaling only, and 0 for one that is not told.
+    scaling, trained = config.section("rope_scaling"), "original_max_position_embeddings"
+    lengths = {
+        trained: config.integer(trained) if config.get(trained) else TRAINED,
+        "max_position_embeddings": config.integer("max_position_embeddings", context),
+    }
     turn = rope(
         config.number("position_embedding_base", 10000.0),
         int(shape.head_dim * part),
-        config.section("rope_scaling"),
+        replace(scaling, values={**lengths, **scaling.values}),
         context=context,
     )
     window = config.integer("sliding_window") if config.has("sliding_window") else None

@@ -170,7 +170,7 @@ class _State:
 
 def chunk_rows(heads: Heads) -> int:
     """Rows of a prefill task: their queries and sums stay in the first-level cache with a block of keys."""
-    return 64 if heads.dim <= 64 else 32 if heads.dim <= 128 else 16
+    return 64 if heads.dim <= 64 else 32
 
 
 def attend(task: Task, heads: Heads, isa: Isa, rows: int, scoring: Scoring) -> None:

@@ -74,7 +74,10 @@ def test_context_decides_about_the_factors() -> None:
 
 
 def test_directories_of_mlc() -> None:
-    """MLC-LLM adds both lengths to the checkpoint's scaling, and leaves the attention factor to follow."""
+    """MLC-LLM adds both lengths to the checkpoint's scaling, and leaves the attention factor to follow.
+
+    Its older directories have the lengths beside the scaling only.
+    """
     written = converted(LONG, 256)
     theirs = written | {
         "rope_scaling": {
@@ -85,6 +88,10 @@ def test_directories_of_mlc() -> None:
         }
     }
     assert decoder(theirs) == decoder(written)
+    older = written | {"rope_scaling": LONG["rope_scaling"]}
+    assert decoder(older) == decoder(written)
+    plain = converted({**SHORT, "rope_scaling": None})
+    assert decoder(plain | {"original_max_position_embeddings": 0}) == decoder(plain)
 
 
 def test_window() -> None:
