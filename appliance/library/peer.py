@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from ipaddress import ip_address
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx2 as httpx
 import msgspec
@@ -27,8 +27,8 @@ def address(host: str) -> str:
         DownloadError: nobody on this network answers to the name.
     """
     if host.startswith(("http://", "https://")):
-        parts = urlsplit(host)
-        return f"{parts.scheme}://{parts.netloc}"
+        scheme, _, rest = host.partition("://")
+        return f"{scheme}://{rest.partition('/')[0]}"
     if (literal := _bracketed(host.strip("[]"))) != host.strip("[]"):
         return f"http://{literal}:{PORT}"
     _, colon, port = host.rpartition(":")
@@ -76,7 +76,7 @@ def look(
     """
     base = address(source.host)
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    listing = Remote(f"{base}/api/library", "its list of models", headers=headers)
+    listing = Remote(f"{base}/api/library", "list of models", headers=headers)
     try:
         data = read(client, listing, MAX_LISTING, patience)
     except AuthenticationError as error:

@@ -143,22 +143,37 @@ def opened(client: httpx.Client, remote: Remote, headers: Mapping[str, str]) -> 
         BrokenOffError: the server asks to come again.
         DownloadError, AuthenticationError: it refuses.
     """
-    url, own = httpx.URL(remote.url), dict(remote.headers)
+    url, own = _parsed(remote.url), dict(remote.headers)
     for _ in range(REDIRECTS):
         with client.stream("GET", url, headers={**own, **headers}) as answer:
-            if answer.status_code in (301, 302, 303, 307, 308):
-                target = url.join(answer.headers.get("location", ""))
-                if url.scheme == "https" and target.scheme != "https":
-                    raise DownloadError(f"{remote.host} leads from https to {target.scheme}")
-                if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port):
-                    own = {}  # a token is for the host that it was given for
-                url = target
-                continue
-            if answer.status_code not in (200, 206, 416):
-                raise _refusal(answer, remote)
-            yield answer
-            return
+            if answer.status_code not in (301, 302, 303, 307, 308):
+                if answer.status_code not in (200, 206, 416):
+                    raise _refusal(answer, remote)
+                yield answer
+                return
+            target = _parsed(answer.headers.get("location", ""), url)
+        if url.scheme == "https" and target.scheme != "https":
+            raise DownloadError(f"{remote.host} leads from https to {target.scheme}")
+        if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port):
+            own = {}  # a token is for the host that it was given for
+        url = target
     raise DownloadError(f"{remote.host} leads in circles for {remote.name}")
+
+
+def _parsed(url: str, base: httpx.URL | None = None) -> httpx.URL:
+    """An address, of a redirect from `base` too.
+
+    Raises:
+        DownloadError: it is none.
+    """
+    try:
+        found = httpx.URL(url) if base is None else base.join(url)
+        found.host.encode("idna")  # as the resolver will
+    except (httpx.InvalidURL, ValueError) as error:
+        raise DownloadError(f"{url[:200]!r} is no address", hint="Check the host's name.") from error
+    if found.scheme not in ("http", "https") or not found.host:
+        raise DownloadError(f"{url[:200]!r} is no address of a file", hint="Check the host's name.")
+    return found
 
 
 def _refusal(answer: httpx.Response, remote: Remote) -> HobError | BrokenOffError:

@@ -14,7 +14,7 @@ from appliance.library.peer import address, look
 from appliance.library.shelf import Shelf
 from appliance.library.source import Peer
 from appliance.library.verify import verify
-from tests.appliance.library.adding import MLC, Adding
+from tests.appliance.library.adding import MLC, QUICK, Adding
 from tests.appliance.library.hub import Hub
 from tests.appliance.library.test_shelf import put
 from tests.appliance.library.test_verify import damage
@@ -136,6 +136,15 @@ def test_a_wrong_key(client: httpx.Client, other: Hob) -> None:
 def test_addresses(host: str, url: str) -> None:
     """A name or address becomes a URL; without a port it is Hob's own."""
     assert address(host) == url
+
+
+@pytest.mark.parametrize(
+    "host", ["", "bad host", "http://", "http://[", "[::1", "a:b", "hob:99999", "hob/../x", "\0", "x" * 300]
+)
+def test_hosts_that_are_none(client: httpx.Client, host: str) -> None:
+    """Whatever is given for a host, there is a line that says what is wrong with it."""
+    with pytest.raises(DownloadError):
+        look(client, Peer("tiny", host), "", QUICK)
 
 
 def test_a_name_that_nobody_answers_to(monkeypatch: pytest.MonkeyPatch) -> None:
