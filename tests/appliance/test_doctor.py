@@ -12,6 +12,7 @@ import pytest
 
 from appliance import doctor
 from appliance.config import load_settings
+from appliance.doctor import compute
 from appliance.domain import Gpu
 from appliance.hardware.describe import describe, detect
 from appliance.hardware.devices import candidates
@@ -100,7 +101,7 @@ def test_a_container_s_memory_is_named_as_such() -> None:
 def test_devices_of_a_jetson() -> None:
     """The GPU comes first; it is opened, and what keeps it from that is a warning with the next step."""
     jetson = candidates(describe(recording("orin-nano"), room("orin-nano")))
-    found = {finding.check: finding for finding in doctor.devices(jetson)}
+    found = {finding.check: finding for finding in compute.devices(jetson)}
     assert found["device cuda-sm_87"].status == "warning"
     assert "driver" in found["device cuda-sm_87"].detail
     assert "tried first" in found["device cuda-sm_87"].detail
@@ -109,19 +110,19 @@ def test_devices_of_a_jetson() -> None:
 
 def test_devices_that_are_there_and_not_used() -> None:
     """A GPU that could be tried is mentioned; a card without its driver is a warning."""
-    (processor, graphics) = doctor.devices(candidates(describe(recording("n100"), room("n100"))))
+    (processor, graphics) = compute.devices(candidates(describe(recording("n100"), room("n100"))))
     assert (processor.check, processor.status) == ("device cpu", "ok")
     assert (graphics.check, graphics.status) == ("device vulkan", "ok")
     assert "To try it" in graphics.hint
     card = describe(recording("n100"), room("n100")).model_copy(
         update={"gpus": (Gpu(name="NVIDIA graphics 10de:2684", vendor="nvidia"),)}
     )
-    assert [finding.status for finding in doctor.devices(candidates(card))] == ["ok", "warning", "warning"]
+    assert [finding.status for finding in compute.devices(candidates(card))] == ["ok", "warning", "warning"]
 
 
 def test_no_device_of_the_setting_is_here() -> None:
     """Settings that leave nothing are a problem, with the reasons."""
-    (finding,) = doctor.devices(candidates(describe(recording("pi5"), room("pi5")), ("cuda",)))
+    (finding,) = compute.devices(candidates(describe(recording("pi5"), room("pi5")), ("cuda",)))
     assert finding.status == "problem"
     assert "no NVIDIA GPU" in finding.detail
 
@@ -130,7 +131,7 @@ def test_memory_of_the_loaded_model_counts_as_free(start_hob: StartHob) -> None:
     """The model that a running Hob has loaded gives way to the next, so its memory can be had."""
     hob = start_hob()
     settings = load_settings(data_dir=hob.data_dir, port=hob.port)
-    held = doctor.running(settings)["engine"]["memory"]
+    held = compute.running(settings)["engine"]["memory"]
     assert held > 0
     machine = describe(recording("pi5"), room("pi5"))
     needed = doctor.model_fit("m", GOLDEN / "llama3rope" / "q4f16_1", settings, Memory(2**33, 0)).needed
