@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def serving() -> Iterator[Callable[[], Wire]]:
     loop.close()
 
 
-def findings(upstreams: list[dict[str, object]]) -> list[doctor.Finding]:
+def findings(upstreams: list[dict[str, object]]) -> list[Any]:
     """What is found with these settings."""
     return list(doctor.upstreams(load_settings(upstreams=json.dumps(upstreams))))
 
