@@ -5,15 +5,14 @@ the square root of their width, as float32.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from builder.compile.families.decoder import Attention, Decoder, Layer, Shape
 from builder.compile.families.fields import Fields, Sizes
 from builder.compile.families.parameters import Parameter, matrix, norm
 from builder.compile.families.rope import read_rope, rope_config
+from builder.compile.families.windows import layer_types, periodic, windows
 
-SLIDING, FULL = "sliding_attention", "full_attention"
 # What transformers takes where config.json does not tell; null means none.
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 WINDOW = 4096
@@ -27,7 +26,7 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
     theta, scaling = rope_config(source)
     context = sizes.context or source.integer("max_position_embeddings", 8192)
     window = source.integer("sliding_window", WINDOW)
-    types = layer_types(source, shape.layers, 2)
+    types = layer_types(source, periodic(shape.layers, 2))
     return {
         "hidden_size": shape.hidden,
         "intermediate_size": shape.inner,
@@ -48,7 +47,7 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
         "query_pre_attn_scalar": source.number("query_pre_attn_scalar", SCALAR),
         "sliding_window": window,
         # MLC-LLM's does not know these fields: it has no windows, and keeps to the first one's context.
-        **({} if types == default_types(shape.layers, 2) else {"layer_types": types}),
+        **({} if types == periodic(shape.layers, 2) else {"layer_types": types}),
         **({"rope_scaling": scaling} if scaling else {}),
     }
 
@@ -58,7 +57,7 @@ def decoder(config: Fields) -> Decoder:
     shape = Shape.read(config, tied=True)
     turn = read_rope(config, shape.head_dim)
     window = config.integer("sliding_window", WINDOW)
-    types = layer_types(config, shape.layers, 2)
+    types = layer_types(config, periodic(shape.layers, 2))
     attention = Attention(
         heads=shape.heads,
         kv_heads=shape.kv_heads,
@@ -172,29 +171,3 @@ def cap(config: Fields, name: str, default: float | None) -> float | None:
     if name in config.values and config.values[name] is None:
         return None
     return default if not config.has(name) else config.number(name)
-
-
-def default_types(layers: int, period: int) -> list[str]:
-    """Windows in all layers but every `period`th."""
-    return [FULL if (index + 1) % period == 0 else SLIDING for index in range(layers)]
-
-
-def layer_types(config: Fields, layers: int, period: int) -> list[str]:
-    """The kind of attention of each layer, `default_types` where the file does not tell.
-
-    Raises:
-        FormatError: not one known kind for each layer.
-    """
-    types = config.get("layer_types", default_types(layers, period))
-    if (
-        not isinstance(types, list)
-        or len(types) != layers
-        or any(kind not in (SLIDING, FULL) for kind in types)
-    ):
-        raise config.wrong("layer_types", f"is not {SLIDING!r} or {FULL!r} for each of {layers} layers")
-    return list(types)
-
-
-def windows(types: Sequence[str], window: int, context: int) -> tuple[int | None, ...]:
-    """The window of each layer; none where it would never cut anything off."""
-    return tuple(window if kind == SLIDING and window < context else None for kind in types)

@@ -11,18 +11,10 @@ from typing import Any
 
 from builder.compile.families.decoder import Attention, Decoder, Layer, Shape
 from builder.compile.families.fields import Fields, Sizes
-from builder.compile.families.gemma2 import (
-    SLIDING,
-    cap,
-    check_options,
-    default_types,
-    gemma_decoder,
-    gemma_layer,
-    layer_types,
-    windows,
-)
+from builder.compile.families.gemma2 import cap, check_options, gemma_decoder, gemma_layer
 from builder.compile.families.parameters import matrix, norm
 from builder.compile.families.rope import rope, rope_config
+from builder.compile.families.windows import SLIDING, layer_types, periodic, windows
 
 # What transformers takes where config.json does not tell, as in the checkpoints that also see pictures.
 DEFAULTS = {
@@ -53,7 +45,7 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
     theta, scaling, local = _ropes(text)
     context = sizes.context or text.integer("max_position_embeddings")
     chunk, window = sizes.chunk_of(context), text.integer("sliding_window")
-    types = layer_types(text, shape.layers, text.integer("sliding_window_pattern"))
+    types = layer_types(text, periodic(shape.layers, text.integer("sliding_window_pattern")))
     return {
         "text_config": {
             "hidden_size": shape.hidden,
@@ -72,7 +64,7 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
             "query_pre_attn_scalar": text.number("query_pre_attn_scalar"),
             "sliding_window_size": window,
             "rope_local_base_freq": local,
-            **({} if types == default_types(shape.layers, 6) else {"layer_types": types}),
+            **({} if types == periodic(shape.layers, 6) else {"layer_types": types}),
             **{name: text.number(name) for name in CAPS if text.has(name)},
         },
         "vocab_size": shape.vocab,
@@ -116,7 +108,7 @@ def decoder(config: Fields) -> Decoder:
     # MLC-LLM writes 0 for none.
     scaling = Fields(f"{text.where}: rope_scaling", text.get("rope_scaling") or {})
     shape = Shape.read(values, tied=True)
-    types = layer_types(values, shape.layers, values.integer("sliding_window_pattern"))
+    types = layer_types(values, periodic(shape.layers, values.integer("sliding_window_pattern")))
     everywhere = rope(
         values.number("position_embedding_base", DEFAULTS["rope_theta"]),
         shape.head_dim,

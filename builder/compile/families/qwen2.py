@@ -1,16 +1,17 @@
 """Qwen2 and Qwen2.5: Llama's graph with biases on the query, key and value projections."""
 
+from dataclasses import replace
 from typing import Any
 
 from builder.compile.families.decoder import Attention, Decoder, Shape, llama_decoder
 from builder.compile.families.fields import Fields, Sizes
 from builder.compile.families.rope import read_rope, rope_config
+from builder.compile.families.windows import FULL, SLIDING, read_windows, window_fields
 
 
 def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
     """As `Family.model_config`."""
     source.only("hidden_act", "silu")
-    source.only("use_sliding_window", False)
     shape = Shape.read(source)
     theta, scaling = rope_config(source)
     context = sizes.context or source.integer("max_position_embeddings")
@@ -31,13 +32,25 @@ def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
         "head_dim": shape.head_dim,
         "dtype": "float32",
         "max_batch_size": sizes.batch,
-        # MLC-LLM's does not know this field, and has plain rope.
+        # MLC-LLM's does not know these fields: it has plain rope and no windows.
         **({"rope_scaling": scaling} if scaling else {}),
+        **window_fields(source, qwen_types(source, shape.layers)),
     }
 
 
 def decoder(config: Fields) -> Decoder:
     """As `Family.decoder`."""
     shape = Shape.read(config)
-    attention = Attention.uniform(shape, read_rope(config, shape.head_dim, "rope_theta"))
+    attention = replace(
+        Attention.uniform(shape, read_rope(config, shape.head_dim, "rope_theta")),
+        windows=read_windows(config, shape.layers),
+    )
     return llama_decoder(shape, attention, qkv="c_attn", qkv_bias=True)
+
+
+def qwen_types(source: Fields, layers: int) -> list[str]:
+    """The kinds of layers where config.json does not list them: the first `max_window_layers` see all."""
+    first = source.get("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise source.wrong("max_window_layers", "is not a number of layers")
+    return [FULL if index < first else SLIDING for index in range(layers)]

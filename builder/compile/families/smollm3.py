@@ -10,21 +10,23 @@ from builder.compile.families import llama
 from builder.compile.families.decoder import Attention, Decoder, Shape, llama_decoder
 from builder.compile.families.fields import Fields, Sizes
 from builder.compile.families.rope import read_rope
+from builder.compile.families.windows import FULL, SLIDING, read_windows, window_fields
 
 DEFAULTS = {"tie_word_embeddings": True, "rope_theta": 2000000.0}
 
 
 def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
     """As `Family.model_config`."""
-    source.only("use_sliding_window", False)
     layers = source.integer("num_hidden_layers")
     interval = source.integer("no_rope_layer_interval", 4)
     rotated = source.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)])
+    flags = _flags(source, rotated, layers)
     given = {name: value for name, value in source.values.items() if value is not None}
     config = llama.model_config(replace(source, values=DEFAULTS | given | {"attention_bias": False}), sizes)
     return config | {
         "attention_bias": source.flag("attention_bias", False),
-        "no_rope_layers": _flags(source, rotated, layers),
+        "no_rope_layers": flags,
+        **window_fields(source, [FULL if flag else SLIDING for flag in flags]),
     }
 
 
@@ -34,7 +36,9 @@ def decoder(config: Fields) -> Decoder:
     turn, biased = read_rope(config, shape.head_dim), config.flag("attention_bias", False)
     rotated = _flags(config, config.get("no_rope_layers"), shape.layers)
     attention = replace(
-        Attention.uniform(shape, turn), ropes=tuple(turn if flag else None for flag in rotated)
+        Attention.uniform(shape, turn),
+        ropes=tuple(turn if flag else None for flag in rotated),
+        windows=read_windows(config, shape.layers),
     )
     return llama_decoder(shape, attention, qkv_bias=biased, output_bias=biased)
 

@@ -106,6 +106,24 @@ def test_a_window_without_end_of_context() -> None:
     assert decoder.attention.windows == (8, 8)
 
 
+def test_windows_of_some_layers() -> None:
+    """Qwen's windows begin after `max_window_layers`, SmolLM3's are in layers without positions; both may be
+    listed, and count only where `use_sliding_window` says so.
+    """
+    on = {"use_sliding_window": True, "sliding_window": 8}
+    for model_type in ("qwen2", "qwen3"):
+        config = {**plain(model_type), "num_hidden_layers": 3, "sliding_window": 8, "max_window_layers": 1}
+        assert layers(config).windows == (None,) * 3
+        assert layers({**config, **on}).windows == (None, 8, 8)
+        assert layers({**config, **on, "max_window_layers": 0}).windows == (8,) * 3
+        assert "layer_types" not in converted({**config, **on, "max_window_layers": 3})
+        listed = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+        assert layers({**config, **on, **listed}).windows == (8, None, None)
+    config = {**plain("smollm3"), "num_hidden_layers": 5}
+    assert layers(config).windows == (None,) * 5
+    assert layers({**config, **on}).windows == (None, None, None, 8, None)
+
+
 def test_smollm3_layers_without_positions() -> None:
     """Every fourth layer does not rotate, unless config.json lists the layers."""
     config = {**plain("smollm3"), "num_hidden_layers": 8}
@@ -160,7 +178,6 @@ def test_quantised_checkpoints_are_refused(model_type: str) -> None:
         ("llama", {"mlp_bias": True}, "mlp_bias True"),
         ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("smollm3", {"mlp_bias": True}, "mlp_bias True"),
-        ("smollm3", {"use_sliding_window": True}, "use_sliding_window True"),
         ("phi3", {"attention_bias": True}, "attention_bias True"),
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
         ("qwen3", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "rope type 'mrope'"),
@@ -178,6 +195,7 @@ def test_options_a_family_lacks_are_refused(model_type: str, changes: dict[str, 
         ("mistral", {"sliding_window": 0}, "sliding_window: 0 is not a positive integer"),
         ("qwen2", {"rope_theta": "fast"}, "rope_theta: 'fast' is not a positive number"),
         ("qwen3", {"attention_bias": 1}, "attention_bias: 1 is not a boolean"),
+        ("qwen2", {"max_window_layers": -1}, "max_window_layers: -1"),
         ("qwen3", {"hidden_size": 2**40}, "hidden_size: 1099511627776 is not"),
         ("qwen3", {"rms_norm_eps": 1.5}, "rms_norm_eps: 1.5 is not a small"),
         ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),

@@ -80,7 +80,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": BASE | {"model_type": "mistral", "head_dim": 32, "sliding_window": 8},
     "qwen2": BASE
     | {"model_type": "qwen2", "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "rope_scaling": YARN},
-    "qwen3": BASE | {"model_type": "qwen3", "head_dim": 32, "rope_theta": 1000000.0, "attention_bias": True},
+    "qwen3": BASE
+    | {
+        "model_type": "qwen3",
+        "head_dim": 32,
+        "rope_theta": 1000000.0,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+    },
     "smollm3": BASE
     | {
         "model_type": "smollm3",
