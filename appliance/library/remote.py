@@ -61,7 +61,9 @@ class Remote:
     @property
     def host(self) -> str:
         """Whom to blame."""
-        return urlsplit(self.url).hostname or self.url
+        with contextlib.suppress(ValueError):  # no address at all; whoever opens it says so
+            return urlsplit(self.url).hostname or self.url
+        return self.url
 
 
 class BrokenOffError(Exception):
