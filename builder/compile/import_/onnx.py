@@ -23,16 +23,8 @@ GRAPH = 7
 NODE, INITIALIZER, SPARSE_INITIALIZER = 1, 5, 15
 INPUT, OUTPUT, NODE_NAME, OP_TYPE, ATTRIBUTE = 1, 2, 3, 4, 5
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_GRAPH = 1, 3, 6
-DIMS, DATA_TYPE, SEGMENT, FLOAT_DATA, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = (
-    1,
-    2,
-    3,
-    4,
-    8,
-    9,
-    13,
-    14,
-)
+DIMS, DATA_TYPE, SEGMENT, FLOAT_DATA = 1, 2, 3, 4
+TENSOR_NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 8, 9, 13, 14
 # TensorProto.DataType; the others hold no float weights.
 TYPES = {1: "F32", 10: "F16", 16: "BF16"}
 QUANTISED = re.compile(
@@ -84,7 +76,7 @@ def read_onnx(files: Files, file: Path) -> dict[str, Tensor]:
     for node in nodes:
         if QUANTISED.fullmatch(node.kind):
             raise UnsupportedError(
-                f"{file} is quantised: node {node.name!r} is a {node.kind}",
+                f"{file} is quantised: node {node.name[:80]!r} is a {node.kind[:40]}",
                 hint="Take the export in float32 or float16.",
             )
     tensors: dict[str, Tensor] = {}
@@ -211,7 +203,7 @@ def _read_tensor(files: Files, message: Message, entry: Field) -> tuple[str, Ten
             data = part
         elif part.number in (SEGMENT, RAW_DATA, FLOAT_DATA):
             raise UnsupportedError(
-                f"{message.file}: {name!r} is stored in pieces", hint="Save the model again."
+                f"{message.file}: {name[:80]!r} is stored in pieces", hint="Save the model again."
             )
         elif part.number == EXTERNAL_DATA and part.wire == BYTES:
             key, value = _read_pair(message, part)
@@ -224,6 +216,7 @@ def _read_tensor(files: Files, message: Message, entry: Field) -> tuple[str, Ten
     nbytes = math.prod(shape) * np.dtype(FLOATS[dtype]).itemsize
     if len(shape) > MAX_DIMENSIONS or any(dim >= 2**63 for dim in shape):
         raise FormatError(f"{message.file}: {name!r}: shape {shape[:MAX_DIMENSIONS]} is absurd", hint=AGAIN)
+    check_names(message.file, [name])
     if outside:
         file, start, length, limit = _external(files, message, name, external, nbytes)
     elif data is not None:
@@ -261,6 +254,6 @@ def _external(
         raise FormatError(f"{message.file}: {name!r} lies in {str(location)[:80]!r}", hint=AGAIN)
     numbers = {key: external.get(key, default) for key, default in (("offset", "0"), ("length", str(nbytes)))}
     if not all(text.isascii() and text.isdigit() and len(text) < 20 for text in numbers.values()):
-        raise FormatError(f"{message.file}: {name!r} has no place in its file: {numbers}", hint=AGAIN)
+        raise FormatError(f"{message.file}: {name!r} has no place in its file", hint=AGAIN)
     file = message.file.parent / location
     return file, int(numbers["offset"]), int(numbers["length"]), files.size(file)

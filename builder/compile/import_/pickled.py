@@ -184,7 +184,7 @@ class _Machine:
 
     def persistent(self, argument: Any) -> None:
         match self.stack.pop():
-            case ("storage", _Global(name), str(key), _, int(elements)) if elements >= 0:
+            case ("storage", _Global(name), str(key), _, int(elements)) if 0 <= elements < 2**63:
                 dtype = STORAGES.get(name.removeprefix("torch."))
                 if dtype is not None:
                     self.stack.append(Storage(dtype, key, elements))

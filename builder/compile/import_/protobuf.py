@@ -13,7 +13,7 @@ from builder.errors import FormatError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_FIELDS = 5_000_000
-MAX_TEXT = 2**16  # of one string
+MAX_TEXT = 2**11  # of one string
 MAX_TEXTS = 2**26  # of all of them
 CHUNK = 2**16
 

@@ -64,11 +64,11 @@ def read_pytorch(files: Files, file: Path) -> dict[str, Tensor]:
     for name, view in views.items():
         member = members.get(f"{root}data/{view.storage.key}")
         if member is None:
-            raise FormatError(f"{file}: {name}: storage {view.storage.key!r} is missing", hint=AGAIN)
+            raise FormatError(f"{file}: {name}: storage {view.storage.key[:80]!r} is missing", hint=AGAIN)
         item = ITEM_BYTES[view.storage.dtype]
         if view.storage.elements * item > member.file_size:
             raise FormatError(
-                f"{file}: {name}: storage {view.storage.key!r} has {member.file_size} bytes,"
+                f"{file}: {name}: storage {view.storage.key[:80]!r} has {member.file_size} bytes,"
                 f" not {view.storage.elements * item}",
                 hint=AGAIN,
             )
@@ -88,7 +88,7 @@ def _members(files: Files, file: Path) -> tuple[dict[str, zipfile.ZipInfo], str]
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         if info.filename in members:
-            raise FormatError(f"{file} has {info.filename!r} twice", hint=AGAIN)
+            raise FormatError(f"{file} has {info.filename[:80]!r} twice", hint=AGAIN)
         members[info.filename] = info
     roots = [name.removesuffix(PICKLE) for name in members if name.rpartition("/")[2] == PICKLE]
     if len(roots) != 1:
@@ -101,22 +101,24 @@ def _members(files: Files, file: Path) -> tuple[dict[str, zipfile.ZipInfo], str]
 def _start(files: Files, file: Path, info: zipfile.ZipInfo) -> int:
     """Where a member's bytes begin."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
-        raise UnsupportedError(f"{file}: {info.filename!r} is compressed or encrypted", hint=SAVE_AGAIN)
-    local = files.read(file, info.header_offset, 30, repr(info.filename)) if info.header_offset >= 0 else b""
+        raise UnsupportedError(f"{file}: {info.filename[:80]!r} is compressed or encrypted", hint=SAVE_AGAIN)
+    local = (
+        files.read(file, info.header_offset, 30, repr(info.filename[:80])) if info.header_offset >= 0 else b""
+    )
     if local[:4] != b"PK\x03\x04":
-        raise FormatError(f"{file}: {info.filename!r} is not where the archive says", hint=AGAIN)
+        raise FormatError(f"{file}: {info.filename[:80]!r} is not where the archive says", hint=AGAIN)
     name, extra = struct.unpack("<HH", local[26:30])
     start: int = info.header_offset + 30 + name + extra
     if start + info.file_size > files.size(file):
-        raise FormatError(f"{file} ends inside {info.filename!r}", hint=AGAIN)
+        raise FormatError(f"{file} ends inside {info.filename[:80]!r}", hint=AGAIN)
     return start
 
 
 def _content(files: Files, file: Path, info: zipfile.ZipInfo) -> bytes:
     """A small member."""
     if info.file_size > MAX_PICKLE:
-        raise FormatError(f"{file}: {info.filename!r} is larger than {MAX_PICKLE >> 20} MiB", hint=AGAIN)
-    return files.read(file, _start(files, file, info), info.file_size, repr(info.filename))
+        raise FormatError(f"{file}: {info.filename[:80]!r} is larger than {MAX_PICKLE >> 20} MiB", hint=AGAIN)
+    return files.read(file, _start(files, file, info), info.file_size, repr(info.filename[:80]))
 
 
 def _tensor(file: Path, name: str, view: View, start: int) -> Tensor:
@@ -124,7 +126,7 @@ def _tensor(file: Path, name: str, view: View, start: int) -> Tensor:
     dtype = view.storage.dtype
     numbers = (view.offset, *_tuple(view.shape), *_tuple(view.strides))
     if (
-        any(type(number) is not int or number < 0 for number in numbers)
+        any(type(number) is not int or not 0 <= number < 2**63 for number in numbers)
         or not isinstance(view.shape, tuple)
         or not isinstance(view.strides, tuple)
         or len(view.shape) != len(view.strides)

@@ -65,14 +65,19 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor(file: Path, name: str, record: Any, data: int, size: int) -> Tensor:
     """Check one header record against the file's size; `data` is where the data section begins."""
     match record:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if len(
-            shape
-        ) <= MAX_DIMENSIONS and all(type(dim) is int and dim >= 0 for dim in shape):
-            pass
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
+            numbers = (*shape, begin, end)
         case _:
             raise FormatError(f"{file}: {name}: the header record is malformed", hint=AGAIN)
+    if len(shape) > MAX_DIMENSIONS or len(dtype) > 16 or not all(map(_is_size, numbers)):
+        raise FormatError(f"{file}: {name}: the header record is malformed", hint=AGAIN)
     if not 0 <= begin <= end <= size - data:
         raise FormatError(f"{file}: {name} lies outside the file of {size} bytes", hint=AGAIN)
     if dtype in FLOATS and end - begin != math.prod(shape) * np.dtype(FLOATS[dtype]).itemsize:
         raise FormatError(f"{file}: {name}: {end - begin} bytes do not fit shape {shape}", hint=AGAIN)
     return Tensor(file, dtype, tuple(shape), data + begin, end - begin)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a JSON value can be a dimension or an offset."""
+    return type(value) is int and 0 <= value < 2**63

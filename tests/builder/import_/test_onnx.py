@@ -103,7 +103,7 @@ def first(**fields: Any) -> Callable[[onnx.ModelProto], None]:
         (first(dims=[1] * 20), "is absurd"),
         (first(data_type=TensorProto.INT8), "is missing"),
         (first(name="model.norm.weight"), "'model.norm.weight' is there twice"),
-        (first(name="model.x\ny.weight"), "is missing"),
+        (first(name="model.x\ny.weight"), "is not a tensor name"),
         (first(external={"location": "../model.safetensors"}), "lies in '../model.safetensors'"),
         (first(external={"location": "/etc/passwd"}), "lies in '/etc/passwd'"),
         (first(external={"location": "a\\b"}), "lies in"),

@@ -104,7 +104,7 @@ def architecture(name: str, where: str) -> Architecture:
     """
     if name not in ARCHITECTURES:
         raise UnsupportedError(
-            f"{where}: general.architecture {name!r} is not supported",
+            f"{where}: general.architecture {name[:40]!r} is not supported",
             hint=f"Supported: {', '.join(ARCHITECTURES)}.",
         )
     return ARCHITECTURES[name]

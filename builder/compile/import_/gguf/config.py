@@ -17,6 +17,7 @@ from builder.compile.import_.gguf.header import Header
 from builder.errors import FormatError, UnsupportedError
 
 Array = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 # Hugging Face's field and its default where GGUF has none; "" for no field at all.
 INTEGERS = {
@@ -141,6 +142,7 @@ def _rope(
     return fields
 
 
+@np.errstate(all="ignore")  # what comes of impossible divisors fits nothing
 def llama3_scaling(header: Header, divisors: Array, theta: float, original: int) -> dict[str, Any]:
     """Llama 3's rope scaling, from the divisor of each frequency that it gives.
 
@@ -151,27 +153,25 @@ def llama3_scaling(header: Header, divisors: Array, theta: float, original: int)
     Raises:
         UnsupportedError: no such scaling gives these divisors.
     """
-    steps = np.arange(len(divisors)) / max(len(divisors), 1)
-    with np.errstate(all="ignore"):
-        per_token = theta**-steps / (2 * math.pi)  # reciprocals of the wavelengths
-        factor = float(divisors.max(initial=0.0))
-        inverse = 1 / divisors.astype(np.float64)
-
-        def fits(low: float, high: float) -> bool:
-            smooth = np.clip((original * per_token - low) / (high - low), 0, 1)
-            return bool(np.allclose((1 - smooth) / factor + smooth, inverse, rtol=1e-4))
-
-        low, high = 1.0, 4.0
-        between = (inverse > 1.001 / factor) & (inverse < 0.999)
-        if not fits(low, high) and between.sum() >= 2:
-            smooth = (inverse[between] - 1 / factor) / (1 - 1 / factor)
-            slope, at_zero = np.polyfit(original * per_token[between], smooth, 1)
-            low, high = float(f"{-at_zero / slope:.4g}"), float(f"{(1 - at_zero) / slope:.4g}")
-        if not (math.isfinite(factor) and factor > 1 and fits(low, high)):
-            raise UnsupportedError(
-                f"{header.file}: rope_freqs.weight is no scaling of Llama 3's kind",
-                hint="Convert the original checkpoint.",
-            )
+    factor = float(divisors.max(initial=0.0))
+    low, high, fits = 1.0, 4.0, False
+    if math.isfinite(factor) and factor > 1 and divisors.min() > 0 and theta > 0:
+        # How often each frequency turns in the original context, and where between the two its divisor is.
+        turns = original / (2 * math.pi) * theta ** -(np.arange(len(divisors)) / len(divisors))
+        smooth = (1 / divisors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+        between = (smooth > 1e-3) & (smooth < 1 - 1e-3)
+        fits = _is_ramp(turns, smooth, low, high)
+        if not fits and between.sum() >= 2:
+            x, y = turns[between], smooth[between]
+            slope = ((x - x.mean()) * y).sum() / ((x - x.mean()) ** 2).sum()  # least squares
+            start = x.mean() - y.mean() / slope
+            low, high = float(f"{start:.4g}"), float(f"{start + 1 / slope:.4g}")
+            fits = _is_ramp(turns, smooth, low, high)
+    if not fits:
+        raise UnsupportedError(
+            f"{header.file}: rope_freqs.weight is no scaling of Llama 3's kind",
+            hint="Convert the original checkpoint.",
+        )
     return {
         "rope_type": "llama3",
         "factor": _shortest(factor),
@@ -179,6 +179,11 @@ def llama3_scaling(header: Header, divisors: Array, theta: float, original: int)
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+
+
+def _is_ramp(x: Doubles, y: Doubles, low: float, high: float) -> bool:
+    """Whether y is 0 up to x = low, 1 from x = high, and linear between, as far as float32 can tell."""
+    return low < high and bool(np.allclose(np.clip((x - low) / (high - low), 0, 1), y, atol=1e-4))
 
 
 def _phi3(keys: _Keys, config: Mapping[str, Any], width: int) -> dict[str, Any]:
@@ -254,7 +259,8 @@ def _token_ids(header: Header) -> dict[str, Any]:
 
 def _shortest(value: float) -> float:
     """The number with the fewest digits whose float32 is the same: 1e-05 for 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def _short(value: Any) -> str:
