@@ -49,7 +49,7 @@ def convert(source: Path, out: Path | None, quantization: str, context: int | No
 
 @command.command("compile")
 @click.argument("model", metavar="DIR")
-@click.option("--target", default="auto", show_default=True, help="CPU to compile for.")
+@click.option("--target", default="auto", show_default=True, help="Processor or GPU to compile for.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @settings_options("kernels")
 def compile_(model: str, target: str, as_json: bool, kernels: str | None) -> None:
@@ -66,7 +66,7 @@ def compile_(model: str, target: str, as_json: bool, kernels: str | None) -> Non
 @click.argument("model", metavar="DIR")
 @click.option("--ids", required=True, help="Prompt as token ids: 1,2,3.")
 @click.option("--new", type=int, default=32, show_default=True, help="Tokens to generate.")
-@click.option("--target", default="auto", show_default=True, help="CPU to compile for.")
+@click.option("--target", default="auto", show_default=True, help="Processor or GPU to compile for.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @settings_options("kernels", "threads")
 def probe(

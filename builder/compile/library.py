@@ -94,7 +94,7 @@ def identify(model: MLCDirectory, target: Target, kernels: Kernels) -> Identity:
         structure=model.config["model_config"],
         target=target.key,
         requires=target.requires,
-        kernels=kernels,
+        kernels=kernels if target.kind == "cpu" else "fast",  # GPUs have one kind
         tvm=version("apache-tvm"),
         compiler=compiler_digest(),
     )

@@ -14,12 +14,13 @@ from tests.compiled import library
 
 
 class Library:
-    """A library with packed weights and a KV cache."""
+    """A library with packed weights and a KV cache: `path`, or the one compiled with `kernels`."""
 
-    def __init__(self, directory: Path, kernels: str = "exact") -> None:
+    def __init__(self, directory: Path, kernels: str = "exact", path: Path | None = None) -> None:
         self.ffi = runtime()
         model = MLCDirectory.open(directory)
-        self.module = self.ffi.load_module(str(library(model.path, kernels)), keep_module_alive=True)
+        path = path or library(model.path, kernels)
+        self.module = self.ffi.load_module(str(path), keep_module_alive=True)
         self.vm = self.module["vm_load_executable"]()
         self.vm["vm_initialization"](native.CPU, 0, native.NAIVE_ALLOCATOR)
         self.metadata = json.loads(str(self.vm["_metadata"]()))

@@ -1,4 +1,4 @@
-"""Targets are instruction-set levels, chosen from what the operating system says of the CPU."""
+"""Targets are instruction-set levels, chosen from what the operating system says of the CPU, or GPUs."""
 
 from pathlib import Path
 
@@ -65,7 +65,48 @@ def test_keys_name_targets() -> None:
     assert foreign.tvm()["mtriple"].startswith(foreign.arch)
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "cpu-", "cpu-avx9", "x86_64", "mips-generic"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("cuda-sm_87", "aarch64-cuda-sm_87"),  # a Jetson, whatever compiles for it
+        ("cuda-sm_89", f"{machine()}-cuda-sm_89"),
+        ("aarch64-cuda-sm_90a", "aarch64-cuda-sm_90a"),
+        ("vulkan", f"{machine()}-vulkan"),
+        ("metal", "aarch64-metal"),
+    ],
+)
+def test_gpus(name: str, key: str) -> None:
+    """A GPU's name tells its processor; the key names both, and is a target's name itself."""
+    target = parse_target(name)
+    assert target.key == key
+    assert parse_target(key) == target
+    description = target.tvm()
+    assert description["kind"] == target.kind == name.removeprefix("aarch64-").partition("-")[0]
+    assert description["host"]["kind"] == "llvm"
+    assert description.get("arch", "") == target.device
+    assert target.requires == ()  # the code beside the GPU's runs on any processor of the architecture
+
+
+def test_the_gpu_of_this_machine_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "cuda" is what nvidia-smi says; where it says nothing, the error tells how to name a GPU."""
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnsupportedError, match="no NVIDIA GPU") as caught:
+        parse_target("cuda")
+    assert "cuda-sm_87" in caught.value.hint
+    program.write_text("#!/bin/sh\necho 8.9\necho 7.5\n")
+    program.chmod(0o755)
+    assert parse_target("cuda") == parse_target("cuda-sm_89")
+    program.write_text("#!/bin/sh\necho 'couldn'\\''t communicate with the NVIDIA driver'\nexit 9\n")
+    with pytest.raises(UnsupportedError, match="no NVIDIA GPU"):
+        parse_target("cuda")
+
+
+UNKNOWN = ["", "gpu", "cpu-", "cpu-avx9", "x86_64", "mips-generic"]
+UNKNOWN += ["cuda-87", "cuda-sm_", "vulkan-1", "metal-m1", "mips-cuda-sm_87"]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_targets_are_refused(name: str) -> None:
     """The error names the value and lists what there is."""
     with pytest.raises(UnsupportedError, match="unknown target") as caught:

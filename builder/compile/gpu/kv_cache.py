@@ -13,12 +13,12 @@ from builder.compile.families.decoder import Attention
 from builder.compile.operators import Expr
 from builder.errors import UnsupportedError
 
-# TVM's kernels split a head over the 32 lanes of a warp, in vectors.
-HEAD_DIM = 32
+# TVM's kernels cut heads into tiles of so many dimensions.
+HEAD_DIM = 16
 
 
 def check(attention: Attention) -> None:
-    """Refuse attention that TVM's kernels do not compute.
+    """Refuse attention that TVM's kernels do not compute, or, as with windows, compute wrongly.
 
     Raises:
         UnsupportedError: names what they lack.
