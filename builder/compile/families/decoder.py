@@ -12,6 +12,9 @@ from builder.compile.families.parameters import Parameter, bias, matrix, norm
 from builder.compile.families.rope import Rope
 from builder.compile.operators import Expr, Gate, Operators
 
+# More than any model has of what is listed one by one: layers, and the dimensions of a head.
+MOST = 4096
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -42,10 +45,10 @@ class Shape:
             hidden=hidden,
             inner=config.integer("intermediate_size"),
             vocab=config.integer("vocab_size"),
-            layers=config.integer("num_hidden_layers"),
+            layers=config.integer("num_hidden_layers", most=MOST),
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=config.integer("head_dim", hidden // heads),
+            head_dim=config.integer("head_dim", hidden // heads, most=MOST),
             eps=config.epsilon("rms_norm_eps", 1e-6),
             tied=config.flag("tie_word_embeddings", tied),
         )

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 from builder.errors import FormatError, UnsupportedError
 
-LARGEST = 2**31 - 1  # no dimension or count of a model is beyond it
+LARGEST = 2**31 - 1  # no dimension of a model is beyond it
 # Nor any number: what is computed from them stays inside float32.
 NUMBERS = (1e-15, 1e15)
 
@@ -50,11 +50,13 @@ class Fields:
         """The field as it is."""
         return self.values[name] if self.has(name) else default
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A positive integer."""
+    def integer(self, name: str, default: int | None = None, *, most: int = LARGEST) -> int:
+        """A positive integer, `most` at most."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.wrong(name, "is not a positive integer")
+        if value > most:
+            raise self.wrong(name, f"is more than {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -17,7 +17,7 @@ DEFAULTS = {"tie_word_embeddings": True, "rope_theta": 2000000.0}
 
 def model_config(source: Fields, sizes: Sizes) -> dict[str, Any]:
     """As `Family.model_config`."""
-    layers = source.integer("num_hidden_layers")
+    layers = Shape.read(source).layers
     interval = source.integer("no_rope_layer_interval", 4)
     rotated = source.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)])
     flags = _flags(source, rotated, layers)

@@ -196,7 +196,10 @@ def test_options_a_family_lacks_are_refused(model_type: str, changes: dict[str, 
         ("qwen2", {"rope_theta": "fast"}, "rope_theta: 'fast' is not a positive number"),
         ("qwen3", {"attention_bias": 1}, "attention_bias: 1 is not a boolean"),
         ("qwen2", {"max_window_layers": -1}, "max_window_layers: -1"),
-        ("qwen3", {"hidden_size": 2**40}, "hidden_size: 1099511627776 is not"),
+        ("qwen3", {"hidden_size": 2**40}, "hidden_size: 1099511627776 is more than"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 is more than 4096"),
+        ("smollm3", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 is more than 4096"),
+        ("llama", {"head_dim": 10**9}, "head_dim: 1000000000 is more than 4096"),
         ("qwen3", {"rms_norm_eps": 1.5}, "rms_norm_eps: 1.5 is not a small"),
         ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),
         ("smollm3", {"no_rope_layers": [1, 2]}, "no_rope_layers"),
@@ -214,8 +217,26 @@ def test_impossible_values_are_named(model_type: str, changes: dict[str, Any], n
     assert len(str(caught.value)) < 200
 
 
+JUNK: list[Any] = [None, -1, 0, 1, 3, "x", [], {}, 1e-14, 1e15, 1e300, True]
+
+
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("junk", [None, -1, 0, 1, 3, "x", [], {}, 1e-14, 1e15, 1e300, True])
+@pytest.mark.parametrize("junk", JUNK)
+def test_junk_in_a_config_json(name: str, junk: Any) -> None:
+    """Whatever stands in any field of a checkpoint's config.json: a model, or an error of ours."""
+    for field in MODELS[name]:
+        config = {**MODELS[name], field: junk}
+        try:
+            written = converted(config)
+            family(config["model_type"], "config.json").decoder(Fields("model_config", written))
+        except BuildError as error:
+            assert "\n" not in str(error)  # noqa: PT017 -- a model is allowed, other exceptions are not
+        else:
+            assert json.loads(json.dumps(written)) == written
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("junk", JUNK)
 def test_junk_in_a_model_config(name: str, junk: Any) -> None:
     """Whatever stands in any field of a directory's `model_config`: a model, or an error of ours."""
     written = converted(MODELS[name])
