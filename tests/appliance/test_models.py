@@ -13,6 +13,7 @@ from appliance.config import load_settings
 from appliance.engine.messages import Sampling
 from appliance.errors import ModelLoadError, UnknownModelError
 from appliance.models import GUIDE, GUIDE_DIRECTORY, Installed, Models, Verified
+from tests.appliance.library.test_shelf import put
 from tests.service import ENDLESS, GOLDEN, TINY
 
 SOURCE = GOLDEN / "llama3rope"
@@ -105,6 +106,23 @@ def test_default_model(models: Models) -> None:
     """No name means the default model."""
     assert models.default == TINY
     assert models.get().card.name == TINY
+
+
+def test_versions_of_a_model(models: Models, tmp_path: Path) -> None:
+    """The bare name means the version added last, from that moment; the others keep names of their own."""
+    first = put(models.shelf, "several")
+    assert models.get("several").directory == first.path
+    second = put(models.shelf, "several", context_window_size=512)
+    assert models.get("several").directory == second.path
+    assert models.get("several").card.context == 512
+    assert models.get(f"several@{first.version}").directory == first.path
+    assert models.get(f"several@{second.version[:6]}").directory == second.path
+    listed = {card.name for card in models.list() if not card.builtin}
+    assert listed == {TINY, "several", f"several@{first.version}"}
+    models.shelf.remove(second)
+    assert models.get("several").directory == first.path
+    with pytest.raises(UnknownModelError):
+        models.get("several@ffffff")
 
 
 @pytest.mark.parametrize("name", ["nobody", "../models/tiny", "/etc", ".", "tiny/", "\0"])
