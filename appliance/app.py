@@ -93,7 +93,7 @@ def create_app(
         tasks.append(asyncio.create_task(keep(readiness, pins.__contains__, settings.unload_after)))
         tasks.append(asyncio.create_task(measuring.run()))
         if settings.lan:
-            from appliance.discovery import Announcer  # a tenth of a second that only a LAN is worth
+            from appliance.discovery.announce import Announcer  # a tenth of a second that only a LAN is worth
 
             announcer = Announcer(settings.name, settings.port, on_host=named)
             tasks.append(asyncio.create_task(announcer.run()))

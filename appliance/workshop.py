@@ -6,7 +6,7 @@ What takes long becomes a job; the rest happens at once.
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.config import Settings
 from appliance.domain import ModelCard
@@ -14,11 +14,8 @@ from appliance.errors import ConflictError, EngineUnavailableError, InvalidReque
 from appliance.hardware.memory import Fit
 from appliance.jobs import Jobs
 from appliance.library import default
-from appliance.library.add import Plan, plan
-from appliance.library.remote import session
 from appliance.library.fit import judge
 from appliance.library.manifest import Manifest, Origin
-from appliance.library.offer import find
 from appliance.library.shelf import Entry, describe
 from appliance.library.source import Local, Peer, parse
 from appliance.models import GUIDE, Models
@@ -26,6 +23,9 @@ from appliance.residency import Pins
 from appliance.store import Job
 from appliance.system import Readiness
 from builder.compile.mlc import MLCDirectory
+
+if TYPE_CHECKING:
+    from appliance.library.add import Plan
 
 QUANTISATION: Final = "q4f16_1"
 
@@ -117,7 +117,7 @@ class Workshop:
         origin = Origin("file", entry.path.name)
         return await asyncio.to_thread(describe, entry.path, entry.name, origin, ""), entry.path
 
-    async def look(self, source: str, key: str = "") -> Plan:
+    async def look(self, source: str, key: str = "") -> "Plan":
         """Say what adding a source would mean, before anything is fetched.
 
         Raises:
@@ -126,7 +126,12 @@ class Workshop:
         async with asyncio.timeout(LOOK_TIMEOUT):
             return await asyncio.to_thread(self._look, source, key)
 
-    def _look(self, source: str, key: str) -> Plan:
+    def _look(self, source: str, key: str) -> "Plan":
+        # An HTTP client: 16 MB that most homes need once in a while, or never.
+        from appliance.library.add import plan
+        from appliance.library.offer import find
+        from appliance.library.remote import session
+
         with session() as client:
             offer = find(parse(source), client, key)
         return plan(offer, name="", quantization=QUANTISATION, context=self._settings.context)

@@ -187,7 +187,10 @@ def test_no_import_cycles() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("appliance.app", {"tvm", "tvm_ffi", "torch", "transformers"}),
+        (
+            "appliance.app",
+            {"tvm", "tvm_ffi", "torch", "transformers", "httpx2", "zeroconf", "huggingface_hub"},
+        ),
         ("appliance.cli", {"starlette", "pydantic", "numpy", "tvm", "tvm_ffi", "sqlite_utils"}),
         ("appliance.engine.worker", {"tvm", "torch", "starlette", "pydantic", "tokenizers", "sqlite_utils"}),
         ("builder.compile.mlc", {"tvm", "tvm_ffi", "torch", "safetensors"}),

@@ -1,11 +1,10 @@
 """From models and work on them to what the models pages show: pure functions, texts for people included."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.hardware.memory import Fit
 from appliance.jobs import Progress
-from appliance.library.add import Plan
 from appliance.library.catalogue import Known
 from appliance.library.fit import sentence
 from appliance.library.shelf import Entry
@@ -15,6 +14,9 @@ from appliance.store import Job
 from appliance.workshop import Model
 from webui.model_pages import JobRow, KnownRow, LibraryRow, Place, PlanCard
 from webui.presenters import model_row
+
+if TYPE_CHECKING:
+    from appliance.library.add import Plan
 
 DOING: Final[Mapping[str, str]] = {
     "add": "Adding",
@@ -151,7 +153,7 @@ def came_from(model: Model, repository: str) -> bool:
     return kept is not None and kept.origin.kind == "hub" and kept.origin.source == repository
 
 
-def plan_card(source: str, plan: Plan) -> PlanCard:
+def plan_card(source: str, plan: "Plan") -> PlanCard:
     """What adding a source means."""
     form = "as it is" if not plan.quantization else f"converted from {plan.form} to {plan.quantization}"
     facts = [

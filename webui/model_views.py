@@ -4,17 +4,15 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from appliance.discovery import browse
 from appliance.errors import HobError, NotFoundError
 from appliance.hardware.memory import Fit
 from appliance.library import archive, space, sticks
-from appliance.library.add import Plan
 from appliance.library.catalogue import catalogue
 from appliance.store import Job
 from appliance.workshop import Model
@@ -22,6 +20,9 @@ from builder.errors import BuildError
 from webui import model_presenters as show
 from webui.model_pages import JobPage, JobRow, ModelsPage, Place
 from webui.responses import form_fields, render, sentence, service, sidebar
+
+if TYPE_CHECKING:
+    from appliance.library.add import Plan
 
 LISTEN: Final = 2.0  # seconds for other Hobs to answer
 RECENT: Final = 8  # pieces of work that the page shows; those that are open come in any case
@@ -31,6 +32,8 @@ async def models(request: Request) -> Response:
     """GET /models: everything. `?hobs` listens for other Hobs first."""
     hobs = None
     if "hobs" in request.query_params:
+        from appliance.discovery.browse import browse  # a tenth of a second that only a LAN is worth
+
         hobs = [Place(found.host, found.version) for found in await browse(LISTEN)]
     return await page(request, hobs=hobs)
 
@@ -39,7 +42,7 @@ async def page(
     request: Request,
     *,
     source: str = "",
-    plan: Plan | None = None,
+    plan: "Plan | None" = None,
     hobs: list[Place] | None = None,
     error: HobError | BuildError | None = None,
 ) -> Response:

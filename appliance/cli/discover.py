@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from appliance.discovery import browse
+from appliance.discovery.browse import browse
 
 
 @click.command()

@@ -36,7 +36,7 @@ def address(host: str) -> str:
         return f"http://{host}"
     if not host.lower().endswith(".local"):
         return f"http://{host}:{PORT}"
-    from appliance.discovery import browse  # a tenth of a second that only a search is worth
+    from appliance.discovery.browse import browse  # a tenth of a second that only a search is worth
 
     found = [hob for hob in asyncio.run(browse(LISTEN)) if hob.host == host.lower()]
     if not found:

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.cli.discover import command
-from appliance.discovery import Announcer, Found
-from appliance.discovery.announce import instance, properties
+from appliance.discovery.announce import Announcer, instance, properties
+from appliance.discovery.browse import Found
 from appliance.discovery.hostname import Contest, Defender, candidates, probe, wins
 from appliance.discovery.interfaces import Reach, reach
 from appliance.security.hosts import IPAddress
@@ -29,7 +29,7 @@ lan_test = pytest.mark.skipif(bool(REASON), reason=REASON)
 # What the service does with an announcer, alone: tell each name it wins, say goodbye when asked to end.
 ANNOUNCE = """
 import asyncio, signal, sys
-from appliance.discovery import Announcer
+from appliance.discovery.announce import Announcer
 
 async def main():
     announcer = Announcer("hob", 8080, on_host=lambda host: print("host", host, flush=True))
