@@ -1,5 +1,6 @@
 """Damaged files of every format: our errors and no others, in bounded memory."""
 
+import json
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from builder.compile.convert import convert
 from builder.compile.import_.matching import check_dimensions
 from builder.compile.import_.source import open_source
+from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
 from tests.builder.checkpoints import write_safetensors
 from tests.builder.import_.archives import write_pytorch
@@ -34,6 +37,11 @@ def few_tokens(writer: gguf.GGUFWriter) -> None:
     writer.add_unk_token_id(0)
 
 
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [],
+    "model": {"type": "BPE", "vocab": {chr(65 + token): token for token in range(26)}, "merges": []},
+}
 WRITERS: dict[str, Callable[[Path], object]] = {
     "safetensors": lambda file: write_safetensors(file, TENSORS),
     "pytorch": lambda file: write_pytorch(file, TENSORS),
@@ -42,8 +50,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "tokens": lambda file: write_gguf(
         file,
         "llama",
-        config_of("llama", num_hidden_layers=1, hidden_size=32, intermediate_size=32),
-        {"model.embed_tokens.weight": np.zeros((400, 32), np.float32)},
+        CONFIG | {"vocab_size": 400},
+        tensors_of(CONFIG | {"vocab_size": 400}),
+        TYPES.Q4_0,
         tokenizer=lambda writer: write_pieces(writer, 400),
     ),
 }
@@ -71,11 +80,13 @@ EXTREMES = [
 @pytest.fixture(scope="module", params=WRITERS)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """A directory with a valid file in it, and that file's content."""
-    place = write_model(tmp_path_factory.mktemp("fuzz") / "hf", CONFIG, {})
-    (place / "model.safetensors").unlink()
-    file = place / "weights"
+    place = tmp_path_factory.mktemp("fuzz")
+    file = write_model(place / "hf", CONFIG, {}) / "weights"
+    (file.parent / "model.safetensors").unlink()
+    (file.parent / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (file.parent / "tokenizer_config.json").write_text("{}")
     WRITERS[request.param](file)
-    read_all(file)
+    convert(file, place / "out", "q4f16_1")
     return file, file.read_bytes()
 
 
@@ -163,3 +174,22 @@ def test_every_prefix(whole: tuple[Path, bytes]) -> None:
     file, content = whole
     for end in (*range(200), *range(200, len(content), max(1, len(content) // 100))):
         attempt(file, content[:end])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damages=st.lists(DAMAGE, min_size=1, max_size=2))
+def test_conversion_of_damaged_files(
+    whole: tuple[Path, bytes],
+    damages: list[tuple[str, bool, int, int]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A damaged file becomes a directory that opens, or our error says why not and nothing is left."""
+    file, content = whole
+    for damage in damages:
+        content = damaged(content, *damage)
+    file.write_bytes(content)
+    place = tmp_path_factory.mktemp("converted")
+    try:
+        MLCDirectory.open(convert(file, place / "out", "q4f16_1").path).verify()
+    except BuildError:
+        assert list(place.iterdir()) == []
