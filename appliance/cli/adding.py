@@ -158,12 +158,13 @@ def compile_now(settings: Settings, name: str, teller: Teller, start: float) -> 
 
 def adopt(shelf: Shelf, source: str, as_json: bool) -> bool:
     """Take a directory that was copied into the models folder by hand into the library, in place."""
-    path = Path(source).expanduser()
+    path = os.path.realpath(os.path.expanduser(source))
     mine = [
         entry
         for entry in shelf.entries()
         if entry.manifest is None
-        and (entry.name == source or (path.exists() and path.resolve() == entry.path.resolve()))
+        and not entry.problem
+        and (entry.name == source or os.path.realpath(entry.path) == path)
     ]
     if not mine:
         return False

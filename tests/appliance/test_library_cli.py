@@ -263,6 +263,7 @@ def test_a_default_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("add", "/nowhere"), "no file or folder"),
+        (("add", "~nobody-of-that-name/model"), "no file or folder"),
         (("add", "hf:x"), "not a Hugging Face id"),
         (("add", "x/y", "--key-file", "/nowhere"), "--key-file"),
         (("add", str(MLC), "--name", "../x"), "cannot be a model's name"),
