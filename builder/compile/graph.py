@@ -74,11 +74,14 @@ def build_objects(
 
 
 def check_target(target: Target) -> None:
-    """Refuse a target that this machine's TVM cannot make code for, or whose code cannot be linked here.
+    """Refuse a target that this machine cannot make code for, or link it, before the long part.
 
     Raises:
-        UnsupportedError: the hint says what can.
+        UnsupportedError: TVM cannot; the hint says what can.
+        ToolMissingError: no CUDA compiler, for a CUDA target.
     """
+    if target.kind == "cuda":
+        cuda.find_nvcc()
     if target.kind == "metal" and sys.platform != "darwin":
         raise UnsupportedError(
             "libraries for Metal are linked on a Mac",

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,9 +95,19 @@ def identify(model: MLCDirectory, target: Target, kernels: Kernels) -> Identity:
         target=target.key,
         requires=target.requires,
         kernels=kernels if target.kind == "cpu" else "fast",  # GPUs have one kind
-        tvm=version("apache-tvm"),
+        tvm=tvm_version(),
         compiler=compiler_digest(),
     )
+
+
+@cache
+def tvm_version() -> str:
+    """Version of the installed TVM; with its name where it is not the one from PyPI."""
+    try:
+        return version("apache-tvm")
+    except PackageNotFoundError:
+        names = packages_distributions().get("tvm", ())  # MLC-LLM's TVM is called otherwise
+        return " ".join(f"{name} {version(name)}" for name in sorted(set(names))) or "none"
 
 
 @cache
