@@ -30,7 +30,7 @@ TENSOR_CACHES = ("tensor-cache.json", "ndarray-cache.json")
 TOKENIZER = "tokenizer.json"
 
 # Largest JSON file read; a 70B model's tensor cache has about 0.5 MB. Keeps memory bounded on foreign files.
-MAX_JSON = 32 * 2**20
+MAX_JSON = 64 * 2**20
 ITEM_BYTES: Mapping[str, int] = {
     "int8": 1,
     "uint8": 1,
