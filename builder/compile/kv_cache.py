@@ -17,7 +17,7 @@ from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, RopeMode
 from builder.compile.families.decoder import Attention
 from builder.compile.families.rope import Rope
 from builder.compile.kernels import attention_state, kv_pages, paged_attention, qkv, rotary
-from builder.compile.kernels.attention import Heads, Scoring
+from builder.compile.kernels.heads import Heads, Scoring
 from builder.compile.kernels.isa import Isa
 from builder.compile.operators import Expr, Kernel
 from builder.errors import UnsupportedError

@@ -12,7 +12,7 @@ Conventions
     layout    of quantised weights as stored: "NK" or, transposed, "KN"
     weight    "q4f16" | "q4bf16" | "q4f32" | "q3f16": two arguments; "float16" | "bfloat16" | "float32": one
               dense [n, k] (`weights` describes them)
-    heads     `attention.Heads(kv, query, dim)`
+    heads     `heads.Heads(kv, query, dim)`
 Activations are float32 matrices `[m, k]`, or for the fast linears *blocks*: `int32 [p, k/32, 10]`, where
 p = m for rows=1 and `activation.padded_rows(m)` otherwise (`activation` describes a block).
 Tensors must be aligned to 64 bytes: those allocated by TVM's runtime are, those made from numpy are not.

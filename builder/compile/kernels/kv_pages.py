@@ -4,7 +4,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from builder.compile.kernels import vector as vec
-from builder.compile.kernels.attention import PAGE, Heads
+from builder.compile.kernels.heads import PAGE, Heads
 from builder.compile.kernels.vector import Expr, PrimFunc
 
 

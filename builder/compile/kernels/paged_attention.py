@@ -13,7 +13,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from builder.compile.kernels import vector as vec
-from builder.compile.kernels.attention import PAGE, Heads, Rows, Scoring, Task, attend, chunk_rows
+from builder.compile.kernels.attention import Rows, Task, attend, chunk_rows
+from builder.compile.kernels.heads import PAGE, Heads, Scoring
 from builder.compile.kernels.isa import Isa
 from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 

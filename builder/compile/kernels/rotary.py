@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from builder.compile.kernels import vector as vec
-from builder.compile.kernels.attention import Heads
+from builder.compile.kernels.heads import Heads
 from builder.compile.kernels.vector import Buffer, Expr, PrimFunc
 from builder.errors import UnsupportedError
 

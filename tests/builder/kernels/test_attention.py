@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from builder.compile.kernels import attention_state, paged_attention
-from builder.compile.kernels.attention import NO_SCORE, Heads, Scoring
+from builder.compile.kernels.attention import NO_SCORE
+from builder.compile.kernels.heads import Heads, Scoring
 from builder.compile.kernels.isa import AVX2, AVX512_VNNI, GENERIC, Isa
 from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled

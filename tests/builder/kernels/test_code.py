@@ -6,7 +6,7 @@ import pytest
 import tvm
 
 from builder.compile.kernels import activation, embedding, exact, packing, paged_attention, qkv, rotary, w4a8
-from builder.compile.kernels.attention import Heads, Scoring
+from builder.compile.kernels.heads import Heads, Scoring
 from builder.compile.kernels.isa import AVX2, AVX512_VNNI, GENERIC, NEON_DOT, Isa
 
 ARM = {"mtriple": "aarch64-unknown-linux-gnu", "mcpu": "generic"}

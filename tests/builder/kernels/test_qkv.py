@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from builder.compile.kernels import qkv
-from builder.compile.kernels.attention import Heads
+from builder.compile.kernels.heads import Heads
 from builder.compile.kernels.isa import Isa
 from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, Library, Out, compiled

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from builder.compile.kernels import kv_pages, rotary
-from builder.compile.kernels.attention import Heads
+from builder.compile.kernels.heads import Heads
 from builder.compile.kernels.isa import Isa
 from builder.errors import UnsupportedError
 from tests.builder.kernels.harness import Array, InOut, Library, Out, compiled
