@@ -21,6 +21,7 @@ from builder.compile import Kind
 
 # DLPack's numbers (DLDeviceType).
 TYPES: Mapping[Kind, int] = {"cpu": 1, "cuda": 2, "vulkan": 7, "metal": 8}
+NAMES: Mapping[Kind, str] = {"cpu": "CPU", "cuda": "CUDA", "vulkan": "Vulkan", "metal": "Metal"}
 # What TVM's runtime tells of a device (DeviceAttrKind in tvm/runtime/device_api.h).
 EXISTS, AVAILABLE_MEMORY = 0, 15
 
@@ -53,7 +54,7 @@ class Device:
             _load_support(kind)
             if not device._attribute(EXISTS):
                 raise DeviceError(
-                    f"no {kind.capitalize()} device answers", hint=f"Is its driver running? {WITHOUT}"
+                    f"no {NAMES[kind]} device answers", hint=f"Is its driver running? {WITHOUT}"
                 )
         return device
 
@@ -101,12 +102,10 @@ def _load_support(kind: Kind) -> None:
         try:
             ctypes.CDLL(str(support))
         except OSError as error:
-            raise DeviceError(
-                f"TVM's {kind.capitalize()} support does not load: {error}", hint=WITHOUT
-            ) from error
+            raise DeviceError(f"TVM's {NAMES[kind]} support does not load: {error}", hint=WITHOUT) from error
     if runtime().get_global_func(f"device_api.{kind}", allow_missing=True) is None:
         raise DeviceError(
-            f"the installed TVM drives no {kind.capitalize()} devices", hint=f"{WHEELS[kind]} {WITHOUT}"
+            f"the installed TVM drives no {NAMES[kind]} devices", hint=f"{WHEELS[kind]} {WITHOUT}"
         )
 
 

@@ -1,17 +1,20 @@
 """CUDA libraries are compiled without a GPU: MLC's functions, and machine code for the driver."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from appliance.engine.runtime import libraries
 from builder.compile import compile_model, graph
 from builder.compile.gpu import cuda
 from builder.compile.library import check
-from builder.compile.targets import parse_target
+from builder.compile.targets import machine, parse_target
 from builder.errors import BuildError, ToolMissingError
 from tests.builder.gpu.models import make
 
@@ -44,12 +47,16 @@ def fatbin(library: Path) -> bytes:
     return data[start : start + 16 + int.from_bytes(data[start + 8 : start + 16], "little")]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+# A Jetson Orin, and a card in a machine like this one.
+TARGETS = {"llama": "aarch64-cuda-sm_87", "qwen3": f"{machine()}-cuda-sm_89"}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model's library for a Jetson Orin, compiled here."""
+    """A tiny model's library, compiled here."""
     place = tmp_path_factory.mktemp("cuda")
     model = make(request.param, place, "q4f16_1")
-    return compile_model(model, place / "lib", target=parse_target("cuda-sm_87"), kernels="fast")
+    return compile_model(model, place / "lib", target=parse_target(TARGETS[request.param]), kernels="fast")
 
 
 @nvcc
@@ -61,7 +68,7 @@ def test_the_library_has_mlcs_functions_and_machine_code(compiled: Path, tmp_pat
         assert name.encode() in data, name
     assert cuda.LABEL.search(data) is None
     assert b"__global__" not in fatbin(compiled)
-    assert check(compiled)["target"] == "aarch64-cuda-sm_87"
+    assert check(compiled)["target"] in TARGETS.values()
     assert b"q_weight" in data  # MLC's layout, which nothing repacks
     found = re.search(rb'\{"model_type".*?"memory_usage": \{.*?\}\}', data, re.DOTALL)
     assert found is not None
@@ -73,20 +80,70 @@ def test_the_library_has_mlcs_functions_and_machine_code(compiled: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cuobjdump") is None, reason="cuobjdump is not installed")
 def test_every_kernel_is_in_the_fatbin(compiled: Path, tmp_path: Path) -> None:
-    """Machine code for sm_87 and PTX for what comes after it, with every kernel that the host code calls."""
+    """Machine code for one GPU and PTX for later ones, with every kernel that the host code calls."""
     (tmp_path / "kernels.fatbin").write_bytes(fatbin(compiled))
 
     def dump(*options: str) -> str:
         command = ["cuobjdump", *options, str(tmp_path / "kernels.fatbin")]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert re.findall(r"\.(sm_\w+)\.cubin", dump("-lelf")) == ["sm_87"]
-    assert re.findall(r"\.(sm_\w+)\.ptx", dump("-lptx")) == ["sm_87"]
+    device = check(compiled)["target"].rpartition("-")[2]
+    assert re.findall(r"\.(sm_\w+)\.cubin", dump("-lelf")) == [device]
+    assert re.findall(r"\.(sm_\w+)\.ptx", dump("-lptx")) == [device]
     inside = set(re.findall(r"Function (\w+):", dump("--dump-resource-usage")))
     around = compiled.read_bytes().replace(fatbin(compiled), b"")
     called = {name.decode() for name in re.findall(rb"(?<!\w)[a-z_]\w*_kernel(?:_\d+)?(?!\w)", around)}
     assert len(inside) > 40
     assert inside == called
+
+
+LOAD = """
+import sys
+from appliance.engine.device import Device
+from appliance.engine.runtime import runtime
+from appliance.errors import DeviceError
+
+try:
+    Device.open("cuda")
+except DeviceError as error:
+    print(error)
+ffi = runtime()
+module = ffi.load_module(sys.argv[1], keep_module_alive=True)
+cuda = module.imports[0].imports[0]
+print(cuda.kind, all(cuda.get_function(name) is not None for name in sys.argv[2:]))
+print(ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True))
+"""
+
+
+@nvcc
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="gcc, which makes a driver without GPU, is not installed"
+)
+def test_tvms_cuda_runtime_takes_the_library_as_it_is(compiled: Path, tmp_path: Path) -> None:
+    """With CUDA's real runtime and a driver that finds no GPU: the library loads, its kernels are there, and
+    nothing is asked to compile.
+    """
+    if not check(compiled)["target"].startswith(machine()):
+        pytest.skip("a library for another processor")
+    found = Path(shutil.which("nvcc") or "").resolve()
+    toolkits = [found.parents[1] / "lib64", Path("/usr/local/cuda/lib64")]
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(libraries() / "libtvm_runtime_cuda.so")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = sorted(set(re.findall(r" (cu[A-Z]\w*)$", symbols.stdout, re.MULTILINE)))
+    (tmp_path / "driver.c").write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in names))
+    driver = ["-Wl,-soname,libcuda.so.1", "-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "driver.c")]
+    subprocess.run(["gcc", "-shared", "-fPIC", *driver], check=True)
+    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(map(str, [tmp_path, *toolkits]))}
+    command = [sys.executable, "-c", LOAD, str(compiled), "lookup_kernel", "linear_kernel"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if "libcudart" in done.stdout:
+        pytest.skip("CUDA's runtime library is not installed")
+    assert done.stdout.splitlines() == ["no CUDA device answers", "cuda True", "None"], done.stderr
 
 
 @nvcc
