@@ -21,7 +21,10 @@ from appliance.engine.messages import (
     Reply,
     Request,
     Sampling,
+    ScoredText,
     Stats,
+    Text,
+    TextScore,
     Token,
     Tokens,
     TokenScore,
@@ -41,6 +44,12 @@ REQUESTS: list[Request] = [
 REPLIES: list[Reply] = [
     Loaded(id="1", seconds=0.25, rss=2**34),
     Tokens(id="2", tokens=[Token(token=7, logprob=-0.5, top=[TokenScore(token=7, logprob=-0.5)])]),
+    Text(
+        id="2",
+        text="räk",
+        count=2,
+        scores=[ScoredText(chosen=TextScore(raw=b"r\xc3", logprob=-0.5), top=[])],
+    ),
     Finished(id="2", reason="stop", prompt_tokens=3, completion_tokens=1, queue=0.0, prefill=0.1, decode=0.2),
     Failed(id="3", code="model_load_failed", message="no", hint="yes"),
     Stats(id="4", model="", waiting=0, running=0, rss=1, idle=2.5),
