@@ -107,6 +107,15 @@ class Readiness:
             stats = await self._engine.stats()
         return self._models.name_of(stats.model), stats.idle
 
+    async def held(self) -> int:
+        """Resident bytes of the engine: what another model finds free once the loaded one gives way.
+
+        Raises:
+            EngineUnavailableError, TimeoutError: the engine does not say.
+        """
+        async with asyncio.timeout(STATS_TIMEOUT):
+            return (await self._engine.stats()).rss
+
     async def rest(self) -> None:
         """As `residency.Resident.rest`."""
         self._resting = True

@@ -4,7 +4,7 @@ What takes long becomes a job; the rest happens at once.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +14,7 @@ from appliance.errors import ConflictError, EngineUnavailableError, InvalidReque
 from appliance.hardware.memory import Fit
 from appliance.jobs import Jobs
 from appliance.library import default
-from appliance.library.fit import judge
+from appliance.library.fit import judge, sentence
 from appliance.library.manifest import Manifest, Origin
 from appliance.library.shelf import Entry, describe
 from appliance.library.source import Local, Peer, parse
@@ -95,7 +95,14 @@ class Workshop:
         Raises:
             ModelLoadError: it is damaged.
         """
-        return await asyncio.to_thread(self._fit, name)
+        return with_spare(await asyncio.to_thread(self._fit, name), await self.spare())
+
+    async def spare(self) -> int:
+        """Bytes that the engine holds and gives back for another model; 0 where it does not say."""
+        try:
+            return await self._readiness.held()
+        except (EngineUnavailableError, TimeoutError):
+            return 0
 
     def _fit(self, name: str) -> Fit:
         directory = MLCDirectory.open(self._models.get(name).directory)
@@ -124,7 +131,9 @@ class Workshop:
             HobError, BuildError: there is no model, or none for this Hob; says why.
         """
         async with asyncio.timeout(LOOK_TIMEOUT):
-            return await asyncio.to_thread(self._look, source, key)
+            plan = await asyncio.to_thread(self._look, source, key)
+        fit = with_spare(plan.fit, await self.spare())
+        return replace(plan, fit=fit, note=sentence(fit))
 
     def _look(self, source: str, key: str) -> "Plan":
         # An HTTP client: 16 MB that most homes need once in a while, or never.
@@ -232,3 +241,8 @@ class Workshop:
         if name not in self._models.directories():
             self._models.get(name)
         return name
+
+
+def with_spare(fit: Fit, spare: int) -> Fit:
+    """A verdict with so many bytes more at hand."""
+    return replace(fit, available=min(fit.total, fit.available + spare))

@@ -11,7 +11,7 @@ from appliance.library.shelf import Entry
 from appliance.library.space import size
 from appliance.library.sticks import Found
 from appliance.store import Job
-from appliance.workshop import Model
+from appliance.workshop import Model, with_spare
 from webui.model_pages import JobRow, KnownRow, LibraryRow, Place, PlanCard
 from webui.presenters import model_row
 
@@ -113,9 +113,9 @@ def origin(entry: Entry | None) -> str:
     return ", ".join(parts)
 
 
-def known_row(known: Known, context: int, installed: Sequence[Model]) -> KnownRow:
-    """A model of the catalogue, held against this machine."""
-    fit = known.fit(context)
+def known_row(known: Known, context: int, spare: int, installed: Sequence[Model]) -> KnownRow:
+    """A model of the catalogue, held against this machine with `spare` bytes of memory to come."""
+    fit = with_spare(known.fit(context), spare)
     facts = [
         f"{size(known.download)} to fetch",
         f"{size(fit.needed)} of memory",

@@ -53,12 +53,13 @@ async def page(
     jobs = await here.jobs.list()
     rows = [job_row(request, job) for number, job in enumerate(jobs) if number < RECENT or job.open]
     found = await asyncio.to_thread(sticks.find)
+    spare = await workshop.spare()
     shown = ModelsPage(
         sidebar=await sidebar(request),
         models=[show.library_row(model, await fit(request, model)) for model in installed],
         jobs=rows,
         busy=any(row.open for row in rows),
-        catalogue=[show.known_row(known, here.settings.context, installed) for known in catalogue()],
+        catalogue=[show.known_row(known, here.settings.context, spare, installed) for known in catalogue()],
         sticks=[show.stick(model) for model in found],
         folders=[str(path) for path in await asyncio.to_thread(writable)],
         hobs=hobs,

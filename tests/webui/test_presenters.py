@@ -6,9 +6,13 @@ from ipaddress import ip_address
 import pytest
 
 from appliance.domain import FinishReason, ModelCard, Role, Timings
+from appliance.hardware.memory import Fit
+from appliance.jobs import Progress
 from appliance.store import ApiKey, Chat, SearchHit, State, StoredMessage
 from appliance.system import Health
+from appliance.workshop import with_spare
 from webui import presenters
+from webui.model_presenters import duration, status
 from webui.pages import ModelChoice
 
 NOW = datetime(2026, 3, 10, 1, 30, tzinfo=timezone(timedelta(hours=2)))
@@ -188,3 +192,25 @@ def test_addresses_are_names_and_numbers() -> None:
     assert presenters.addresses("hob.local", 80, [v4, v6]) == ["http://hob.local", "http://10.0.0.2"]
     assert presenters.addresses("hob.local", 8080, [v6]) == ["http://hob.local:8080", "http://[fd00::2]:8080"]
     assert presenters.addresses("hob.local", 80, []) == ["http://hob.local"]
+
+
+def test_the_loaded_model_counts_as_room_for_the_next() -> None:
+    """What gives way is free; more than there is at all is not."""
+    fit = Fit(needed=6, available=4, total=8)
+    assert fit.verdict == "not now"
+    assert with_spare(fit, 2).verdict == "fits"
+    assert with_spare(fit, 100).available == 8
+    assert with_spare(Fit(9, 4, 8), 100).verdict == "never"
+
+
+def test_work_tells_how_far_it_is() -> None:
+    """Step, bytes, speed and time that remains, as far as they are known."""
+    assert status(Progress("compiling", 0.5)) == "compiling"
+    far = Progress("fetching weights", 0.2, 12_000_000, 1_200_000_000, 3_000_000.0)
+    assert status(far) == "fetching weights · 12 MB of 1.2 GB · 3 MB/s · 7 minutes left"
+    assert [duration(seconds) for seconds in (0.2, 59, 100, 7000)] == [
+        "1 second",
+        "59 seconds",
+        "2 minutes",
+        "2 hours",
+    ]
