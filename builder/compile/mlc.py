@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -340,7 +341,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         with file.open("rb") as stream:
-            data = stream.read(MAX_JSON + 1)
+            # Asked for more than there is, Python would set aside as much all the same.
+            data = stream.read(min(os.fstat(stream.fileno()).st_size, MAX_JSON) + 1)
     except OSError as error:
         raise FormatError(
             f"{file} cannot be read: {error.strerror}", hint="Give the directory that holds the model."
