@@ -70,7 +70,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_field_of_an_upstream_is_documented() -> None:
-    """docs/engines.md has a row for every field of `upstreams`, with the description that the class yields."""
+    """docs/engines.md has a row for every field of `upstreams`, with the description the class yields."""
     rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", (ROOT / "docs/engines.md").read_text(), re.M)
     assert {name: text for name, _, text in rows} == {
         name: field.description for name, field in Upstream.model_fields.items()
