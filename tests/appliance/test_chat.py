@@ -277,7 +277,8 @@ def test_byte_level_round_trip(text: str, golden: ChatFormat, guide: ChatFormat)
 
 
 @settings(deadline=None)
-@given(text=texts.filter(lambda text: "▁" not in text))
+# The space that this kind of tokenizer adds in front may be one that is there: then it goes when decoded.
+@given(text=texts.filter(lambda text: "▁" not in text and not text.startswith(" ")))
 def test_byte_fallback_round_trip(text: str, llama2: ChatFormat) -> None:
     """The same for SentencePiece, whose rare characters travel as bytes and which adds a space in front."""
     assert decoded(llama2, llama2.encode_text(text)) == text
