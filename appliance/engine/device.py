@@ -28,7 +28,7 @@ EXISTS, AVAILABLE_MEMORY = 0, 15
 WITHOUT = "Or compile the model for the processor: `--target cpu`."
 WHEELS: Mapping[Kind, str] = {
     "cuda": "Install apache-tvm from PyPI.",
-    "vulkan": "MLC-LLM's TVM has it: `pip install --pre mlc-ai-nightly-cpu -f https://mlc.ai/wheels`.",
+    "vulkan": "MLC-LLM's TVM has it: the wheel mlc-ai-nightly-cpu, from MLC-LLM's own index.",
     "metal": "On a Mac apache-tvm from PyPI has it.",
 }
 # CUDA's own runtime library, which the one of TVM's wheel is linked with; NVIDIA's wheel lies there.

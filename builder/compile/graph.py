@@ -91,7 +91,7 @@ def check_target(target: Target) -> None:
     if not builds:
         raise UnsupportedError(
             f"the installed TVM makes no {target.kind.capitalize()} code",
-            hint="MLC-LLM's TVM does: `pip install --pre mlc-ai-nightly-cpu -f https://mlc.ai/wheels`.",
+            hint="MLC-LLM's TVM does: the wheel mlc-ai-nightly-cpu, from MLC-LLM's own index.",
         )
 
 
