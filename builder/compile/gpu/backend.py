@@ -9,7 +9,9 @@ from tvm import relax
 
 from builder.compile.families.decoder import Attention
 from builder.compile.families.parameters import Parameter
-from builder.compile.gpu import expressions, kv_cache, logits
+from builder.compile.gpu import expressions, kv_cache
+from builder.compile.gpu.threads import threads
+from builder.compile.kernels import logits
 from builder.compile.operators import Expr, Gate, Input, Kernel, Operators, Weights
 from builder.compile.packing import Step
 from builder.compile.quantise import Quantisation, Tensor
@@ -49,7 +51,7 @@ class GpuBackend:
         return kv_cache.create(self.attention, sizes, self.dtype, self.target)
 
     def kernels(self) -> Mapping[str, Kernel]:
-        return logits.kernels(self.vocab) if self.target.kind.name != "llvm" else {}
+        return logits.kernels(self.vocab, threads) if self.target.kind.name != "llvm" else {}
 
 
 @dataclass(frozen=True)
