@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -575,6 +576,7 @@ async def test_key_is_sent_and_never_shown(tmp_path: Path, caplog: pytest.LogCap
     assert "sk-secret" not in caplog.text
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 async def test_certificates_are_checked(tmp_path: Path) -> None:
     """A certificate that nobody vouches for is refused before anything is sent; ca_file vouches for it."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
