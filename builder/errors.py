@@ -27,3 +27,27 @@ class StaleLibraryError(BuildError):
 
 class ToolMissingError(BuildError):
     """A program or wheel that this step needs is not installed."""
+
+
+class RecipeError(BuildError):
+    """A recipe asks for what does not exist, or lacks something; the message names the file and the key."""
+
+
+class PrivilegeError(BuildError):
+    """This step needs root or a user namespace, and neither is to be had."""
+
+
+class MirrorError(BuildError):
+    """The Debian mirror is unknown, cannot be reached, or lacks what was asked of it."""
+
+
+class SpaceError(BuildError):
+    """The disk has not enough room for what is to be written."""
+
+
+class CommandError(BuildError):
+    """A program that the builder runs has failed; the message ends with the last lines it wrote."""
+
+
+class DriveError(BuildError):
+    """A disk cannot be written, must not be, or does not give back what was written to it."""

@@ -14,7 +14,16 @@ from builder.errors import BuildError
 class LazyGroup(click.Group):
     """Knows its verbs by name and imports a verb only when it is called, so that `hob` starts fast."""
 
-    verbs: ClassVar[tuple[str, ...]] = ("serve", "chat", "model", "key", "owner", "discover", "doctor")
+    verbs: ClassVar[tuple[str, ...]] = (
+        "serve",
+        "chat",
+        "model",
+        "key",
+        "owner",
+        "discover",
+        "doctor",
+        "image",
+    )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, in the order a person meets them."""

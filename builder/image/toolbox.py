@@ -1,0 +1,384 @@
+"""The tools that make an image, from Debian 13, whatever the machine that builds runs.
+
+A toolbox is a Debian tree made once by mmdebstrap, kept in the cache and never written to again. Programs
+run in it in namespaces of their own (`builder.image.namespace`): they see the tools, the host paths named
+by the caller, and no network unless asked for. The host's apt is only asked where its mirror is and to
+fetch mmdebstrap itself.
+"""
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from builder.errors import CommandError, MirrorError, PrivilegeError, ToolMissingError, UnsupportedError
+from builder.image.cache import Cache, require_space
+from builder.image.mirror import Mirror, find_mirror
+from builder.image.namespace import SETUP_FAILED, Spec, subordinate
+
+SUITE = "trixie"
+
+TOOLS = (
+    "apt-utils",  # apt-ftparchive
+    "binutils",  # objcopy, which ukify calls
+    "bmap-tools",
+    "ca-certificates",
+    "dosfstools",
+    "dpkg-dev",
+    "e2fsprogs",
+    "fdisk",
+    "kmod",  # depmod
+    "mmdebstrap",
+    "mtools",
+    "openssl",
+    "python3",
+    "python3-pefile",  # ukify
+    "qemu-user",
+    "rauc",
+    "skopeo",
+    "squashfs-tools",
+    "systemd",
+    "systemd-repart",
+    "systemd-boot-efi",
+    "systemd-ukify",
+    "umoci",
+    "xz-utils",
+    "zstd",
+)
+
+# A toolbox takes 1.7 GB and as much again while it is made.
+ROOM = 4_000_000_000
+
+RIGHTS = (
+    "Run it as root, or give your user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids "
+    "100000-165535 NAME), install uidmap, and allow unprivileged user namespaces."
+)
+
+# The loader and the stub of the other architecture are only files; dpkg would refuse to install two of them.
+OTHER_STUB = (
+    'chroot "$1" sh -ec \'cd /tmp; apt-get -q download systemd-boot-efi:%s; '
+    "dpkg-deb -x systemd-boot-efi_*.deb /; rm systemd-boot-efi_*.deb'"
+)
+
+Line = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """A tree of tools and the means to run them."""
+
+    tree: Path
+    cache: Cache
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        read: Sequence[Path] = (),
+        write: Sequence[Path] = (),
+        bound: Mapping[Path, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: str = "",
+        network: bool = False,
+        foreign: str = "",
+        timeout: float | None = None,
+        line: Line | None = None,
+    ) -> str:
+        """Run a program to its end and return its standard output.
+
+        Args:
+            argv: the program, looked up in the toolbox, and its arguments.
+            read, write: host paths that it sees at the same place, read-only or writable. Nothing else of
+                the host
+                is visible; `/tmp` and `/run` are empty and in memory.
+            bound: host file → the place inside where it appears read-only.
+            env: variables besides a fixed PATH, LC_ALL=C.UTF-8 and TZ=UTC; nothing of the caller's is
+                passed on.
+            cwd: its working directory, one of the paths it sees.
+            stdin: text that it reads.
+            network: whether it may use the host's network.
+            foreign: a Debian architecture whose programs it must be able to start ("arm64").
+            timeout: seconds after which it is killed.
+            line: is told each line it writes to standard error, as it comes.
+
+        Raises:
+            CommandError: it ended with another status than 0; the message has its last lines.
+            PrivilegeError: this user may make no namespaces.
+        """
+        # A file and not a pipe: the program may write before it has read everything.
+        with tempfile.TemporaryFile("w+") as given:
+            given.write(stdin)
+            given.seek(0)
+            running = self.start(
+                argv,
+                read=read,
+                write=write,
+                bound=bound,
+                env=env,
+                cwd=cwd,
+                network=network,
+                foreign=foreign,
+                stdin=given,
+            )
+            return finish(running, str(argv[0]), timeout, line)
+
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        read: Sequence[Path] = (),
+        write: Sequence[Path] = (),
+        bound: Mapping[Path, str] | None = None,
+        devices: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        network: bool = False,
+        foreign: str = "",
+        stdin: int | IO[str] = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
+        """Start a program as `run` does and return at once; killing the returned process kills all of it.
+
+        `devices` names nodes of /dev that it may use besides null, zero, full, random, urandom and tty
+        ("kvm").
+        """
+        inside = dict(bound or {})
+        if network:
+            inside |= {
+                path: str(path) for path in (Path("/etc/resolv.conf"), Path("/etc/hosts")) if path.exists()
+            }
+        spec = Spec(
+            argv=[str(part) for part in argv],
+            tree=str(self.tree),
+            read=[str(path.absolute()) for path in read],
+            write=[str(path.absolute()) for path in write],
+            bound=[(str(source), target) for source, target in inside.items()],
+            devices=list(devices),
+            network=network,
+            foreign=foreign,
+            cwd=str(cwd.absolute()) if cwd else "",
+        )
+        return launch(spec, env or {}, stdin, stdout, stderr)
+
+    def remove(self, path: Path) -> None:
+        """Delete a tree that programs of a toolbox have written, whoever owns what is in it."""
+        self.run(["rm", "-rf", "--one-file-system", path], write=[path.parent])
+
+    @contextlib.contextmanager
+    def scratch(self, purpose: str) -> Iterator[Path]:
+        """An empty folder for programs of the toolbox to write in, removed at the end."""
+        with self.cache.scratch(purpose) as folder:
+            yield folder
+
+
+def launch(
+    spec: Spec, env: Mapping[str, str], stdin: int | IO[str], stdout: int, stderr: int
+) -> subprocess.Popen[str]:
+    """Start a program in namespaces, away from the terminal's signals: Ctrl-C reaches us, and we end it."""
+    fixed = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": "/root",
+        # Where this package lies, for the interpreter that makes the namespaces.
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return subprocess.Popen(
+        spec.command(),
+        env=fixed | dict(env),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def finish(
+    running: subprocess.Popen[str], program: str, timeout: float | None = None, line: Line | None = None
+) -> str:
+    """Wait for a program and return its standard output; it never outlives this call."""
+    tail: deque[str] = deque(maxlen=30)
+
+    def listen() -> None:
+        assert running.stderr is not None
+        for text in running.stderr:
+            tail.append(text.rstrip())
+            if line is not None:
+                line(text.rstrip())
+
+    assert running.stdout is not None
+    listener = threading.Thread(target=listen, daemon=True)
+    alarm = threading.Timer(timeout or 0, running.kill)
+    try:
+        listener.start()
+        if timeout is not None:
+            alarm.start()
+        out = running.stdout.read()
+        running.wait()
+    finally:
+        late = timeout is not None and alarm.finished.is_set()
+        alarm.cancel()
+        running.kill()
+        running.wait()
+        listener.join()
+    last = tail[-1] if tail else ""
+    if running.returncode == SETUP_FAILED and last.startswith("namespace: "):
+        raise PrivilegeError(
+            f"no namespaces can be made to run {program}: {last.removeprefix('namespace: ')}", hint=RIGHTS
+        )
+    if late and running.returncode != 0:
+        raise CommandError(f"{program} did not end within {timeout:.0f} s and was stopped")
+    if running.returncode != 0:
+        told = "\n".join(list(tail)[-12:]) or out[-2000:].strip()
+        raise CommandError(f"{program} failed with status {running.returncode}:\n{told}")
+    return out
+
+
+def rights() -> str:
+    """What this process builds with, "root" or "a user namespace"; else raises `PrivilegeError`."""
+    if os.geteuid() == 0:
+        return "root"
+    try:
+        for path in (Path("/etc/subuid"), Path("/etc/subgid")):
+            subordinate(path, pwd.getpwuid(os.geteuid()).pw_name)
+    except LookupError as error:
+        raise PrivilegeError(
+            f"building an image needs root or a user namespace: {error}", hint=RIGHTS
+        ) from error
+    if shutil.which("newuidmap") is None:
+        raise PrivilegeError(
+            "building an image needs root or a user namespace: newuidmap is missing", hint=RIGHTS
+        )
+    return "a user namespace"
+
+
+def open_toolbox(
+    cache: Cache,
+    *,
+    name: str = "tools",
+    packages: Sequence[str] = TOOLS,
+    mirror: str = "",
+    line: Line | None = None,
+) -> Toolbox:
+    """The toolbox with these packages, made first if the cache has none (two minutes and a mirror are
+    needed then).
+
+    Args:
+        cache: where it is kept.
+        name: what it is for; toolboxes of other names stand beside it.
+        packages: Debian packages of `SUITE` in the host's architecture.
+        mirror: URL of a Debian mirror; "" for the host's own.
+        line: is told what mmdebstrap says.
+
+    Raises:
+        PrivilegeError: neither root nor a user namespace is to be had.
+        MirrorError: there is no mirror or it does not answer.
+    """
+    rights()
+    inputs = {"suite": SUITE, "packages": sorted(packages), "revision": 1}
+
+    def make(folder: Path) -> None:
+        require_space(cache.root, ROOM, "The tools")
+        bootstrap(folder / "tree", packages, find_mirror(mirror), cache, line)
+
+    return Toolbox(cache.get(f"toolbox-{name}", inputs, make) / "tree", cache)
+
+
+def bootstrap(tree: Path, packages: Sequence[str], mirror: Mirror, cache: Cache, line: Line | None) -> None:
+    """Make a Debian tree with packages, by an mmdebstrap fetched for the purpose."""
+    with cache.scratch("mmdebstrap") as folder:
+        program = fetch_mmdebstrap(folder, mirror)
+        hooks = [OTHER_STUB % other_architecture()] if "systemd-boot-efi" in packages else []
+        argv = [
+            *("perl", program, "--mode=root", "--variant=minbase", "--format=directory"),
+            "--include=" + ",".join(packages),
+            f"--architectures={host_architecture()},{other_architecture()}",
+            *('--aptopt=Acquire::Languages "none"', *(f"--aptopt={option}" for option in mirror.options)),
+            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")),
+            *(f"--customize-hook={hook}" for hook in hooks),
+            *(SUITE, str(tree), *mirror.sources(SUITE, ("main",))),
+        ]
+        env = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+        running = launch(
+            Spec(argv=argv, network=True), env, subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE
+        )
+        finish(running, "mmdebstrap", line=line)
+
+
+def fetch_mmdebstrap(folder: Path, mirror: Mirror) -> str:
+    """Download and unpack mmdebstrap of `SUITE` beside the host's apt; returns the program's path."""
+    for program in ("apt-get", "dpkg-deb", "perl"):
+        if shutil.which(program) is None:
+            raise ToolMissingError(
+                f"{program} is missing: images are built on Debian or a system derived from it",
+                hint="Build in a Debian container or virtual machine.",
+            )
+    config = private_apt(folder, mirror)
+    for argv in (["apt-get", "-q", "update"], ["apt-get", "-q", "download", "mmdebstrap"]):
+        done = subprocess.run(
+            argv,
+            cwd=folder,
+            env=os.environ | {"APT_CONFIG": str(config)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise MirrorError(
+                f"{mirror.url} cannot be read: {done.stderr.strip()[-500:]}",
+                hint="Check the network, or name another Debian mirror with --mirror or HOB_MIRROR.",
+            )
+    deb = next(folder.glob("mmdebstrap_*.deb"))
+    unpack = ["dpkg-deb", "-x", deb, folder / "unpacked"]
+    subprocess.run(unpack, check=True, capture_output=True)
+    return str(folder / "unpacked/usr/bin/mmdebstrap")
+
+
+def private_apt(folder: Path, mirror: Mirror) -> Path:
+    """An apt configuration with state, lists and sources of its own in a folder."""
+    for name in ("lists/partial", "archives/partial"):
+        (folder / name).mkdir(parents=True)
+    (folder / "status").touch()
+    (folder / "sources.list").write_text("\n".join(mirror.sources(SUITE, ("main",))) + "\n")
+    config = folder / "apt.conf"
+    config.write_text(
+        f"""
+        Dir::State "{folder}";
+        Dir::State::status "{folder}/status";
+        Dir::State::lists "{folder}/lists";
+        Dir::Cache "{folder}";
+        Dir::Cache::archives "{folder}/archives";
+        Dir::Etc::sourcelist "{folder}/sources.list";
+        Dir::Etc::sourceparts "/dev/null";
+        APT::Sandbox::User "";
+        #clear APT::Update::Post-Invoke;
+        #clear APT::Update::Post-Invoke-Success;
+        """
+    )
+    return config
+
+
+def host_architecture() -> str:
+    """The host's architecture as Debian names it; raises `UnsupportedError` for one that builds no images."""
+    machine = os.uname().machine
+    names = {"x86_64": "amd64", "aarch64": "arm64"}
+    if machine not in names:
+        raise UnsupportedError(f"images are built on x86_64 and aarch64, and this machine is {machine}")
+    return names[machine]
+
+
+def other_architecture() -> str:
+    """The other architecture that images are made for."""
+    return {"amd64": "arm64", "arm64": "amd64"}[host_architecture()]
