@@ -48,7 +48,8 @@ def test_several_texts_at_once_are_each_alone(guide: Guide) -> None:
     together = log_probabilities(guide, TEXTS)
     apart = np.concatenate([log_probabilities(guide, [text]) for text in TEXTS])
     assert together.shape == (3 + 2 + 4, CONFIG["vocab_size"])
-    np.testing.assert_allclose(together, apart, atol=2e-4)
+    # float32 sums in another order, over logits up to 40; seeing another text would change whole units
+    np.testing.assert_allclose(together, apart, atol=5e-3)
 
 
 def test_figures(guide: Guide) -> None:
