@@ -195,3 +195,24 @@ class DeviceError(ModelLoadError):
     """This device cannot run this model; another may. The engine stays as it is."""
 
     code = "device_failed"
+
+
+class AdminError(HobError):
+    """The device's own administration could not do what was asked, or there is none here."""
+
+    code = "admin_failed"
+
+
+class BackupError(HobError):
+    """A file is no backup, is damaged, or cannot be used here; names the file."""
+
+    status = 422
+    code = "backup_unusable"
+    type = "invalid_request_error"
+
+
+class PassphraseError(BackupError):
+    """The passphrase or identity does not open this backup."""
+
+    status = 403
+    code = "wrong_passphrase"

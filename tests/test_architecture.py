@@ -27,6 +27,8 @@ LAYERS = [
     },
     {
         "appliance.models",
+        "appliance.admin",
+        "appliance.setup",
         "appliance.engine.absent",
         "appliance.engine.choice",
         "appliance.upstream",

@@ -1,0 +1,183 @@
+"""What may be asked of the device's own administration, and what it answers. Nothing else is understood.
+
+One connection carries one request and its replies, each a line of JSON: any number of `Progress`, then one
+reply that ends it: the request's own, or `Failed`. Unknown messages and unknown fields are refused. This
+module is imported by both sides, so it stays free of the web stack.
+
+To add a message: a struct here, its place in `Request` or `Reply`, and its handler in `handlers.HANDLERS`.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+HostName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""A label of RFC 1123, in small letters."""
+
+Country = Annotated[str, Meta(pattern="^[A-Z]{2}$")]
+"""ISO 3166-1 alpha-2; the radio obeys this country's rules."""
+
+Ssid = Annotated[str, Meta(min_length=1, max_length=32)]
+"""A Wi-Fi network's name, at most 32 bytes of UTF-8."""
+
+
+# Requests
+
+
+class Reboot(Struct, frozen=True, tag="reboot", forbid_unknown_fields=True):
+    """Restart the device. Answered by `Done` before it goes down."""
+
+
+class PowerOff(Struct, frozen=True, tag="power-off", forbid_unknown_fields=True):
+    """Switch the device off. Answered by `Done` before it goes down."""
+
+
+class DescribeDevice(Struct, frozen=True, tag="describe-device", forbid_unknown_fields=True):
+    """How the device is set up. Answered by `Device`."""
+
+
+class SetHostName(Struct, frozen=True, kw_only=True, tag="set-host-name", forbid_unknown_fields=True):
+    """Call the device `name` on the network. The service starts anew under it, right after `Done`."""
+
+    name: HostName
+
+
+class SetSshKeys(Struct, frozen=True, kw_only=True, tag="set-ssh-keys", forbid_unknown_fields=True):
+    """Let exactly these public keys in by SSH; none closes SSH. Answered by `Done`."""
+
+    keys: Annotated[list[Annotated[str, Meta(max_length=16384)]], Meta(max_length=64)]
+
+
+class SetTimeZone(Struct, frozen=True, kw_only=True, tag="set-time-zone", forbid_unknown_fields=True):
+    """A name of the IANA database, such as Europe/Berlin. Answered by `Done`."""
+
+    zone: Annotated[str, Meta(max_length=64)]
+
+
+class SetClock(Struct, frozen=True, kw_only=True, tag="set-clock", forbid_unknown_fields=True):
+    """Set the clock, in seconds since 1970 (UTC). Answered by `Done`."""
+
+    seconds: Annotated[int, Meta(ge=0, le=2**40)]
+
+
+class ScanWifi(Struct, frozen=True, tag="scan-wifi", forbid_unknown_fields=True):
+    """Look for Wi-Fi networks; takes some seconds. Answered by `WifiNetworks`."""
+
+
+class SetWifi(Struct, frozen=True, kw_only=True, tag="set-wifi", forbid_unknown_fields=True):
+    """Join this network, now and at every start. An empty password is an open network.
+
+    Answered by `Progress`, and by `Done` once the device has an address there. When the network refuses, the
+    one before stays set up.
+    """
+
+    ssid: Ssid
+    password: Annotated[str, Meta(max_length=64)] = ""
+    country: Country | None = None
+    hidden: bool = False
+
+
+class ForgetWifi(Struct, frozen=True, tag="forget-wifi", forbid_unknown_fields=True):
+    """Leave the Wi-Fi network and forget its password. Answered by `Done`."""
+
+
+# Replies
+
+
+class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
+    """How far it has come: a sentence for people, and a fraction (0 to 1) where one is known.
+
+    One without text is only a sign of life.
+    """
+
+    text: str = ""
+    fraction: float | None = None
+
+
+class Done(Struct, frozen=True, kw_only=True, tag="done"):
+    """It is done; `text` says in a sentence what."""
+
+    text: str = ""
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
+    """It was refused or did not work. `code` is that of an `appliance.errors` class."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class WifiNetwork(Struct, frozen=True, kw_only=True):
+    """A network in reach; `signal` in per cent. `secure` is false for an open one.
+
+    `usable` is false for one that Hob does not join: WEP, or a user name beside the password.
+    """
+
+    ssid: str
+    signal: int
+    secure: bool
+    usable: bool = True
+
+
+class WifiNetworks(Struct, frozen=True, kw_only=True, tag="wifi-networks"):
+    """What a scan found, strongest first, each name once."""
+
+    networks: list[WifiNetwork]
+
+
+class Link(Struct, frozen=True, kw_only=True):
+    """A network interface: "ethernet" or "wifi", what it is connected to ("" for nothing), its addresses."""
+
+    interface: str
+    kind: str
+    network: str
+    addresses: list[str]
+
+
+class Device(Struct, frozen=True, kw_only=True, tag="device"):
+    """How the device is set up.
+
+    Attributes:
+        host_name: without .local.
+        zone: IANA time zone.
+        seconds: the device's clock, seconds since 1970.
+        clock_kept: whether a battery keeps the clock, or a time server has set it.
+        ssh_keys: the public keys that SSH lets in.
+        ssh_host_keys: fingerprints to compare at the first connection.
+        wifi: whether there is a radio.
+        wifi_network: the network that is set up; "" for none.
+        country: whose radio rules hold; "" where nobody has said.
+        set_up_network: the device's own set-up network, while it has one; else "".
+        links: the interfaces.
+        problems: what was wrong with the settings on the boot partition, one sentence each.
+    """
+
+    host_name: str
+    zone: str
+    seconds: int
+    clock_kept: bool
+    ssh_keys: list[str]
+    ssh_host_keys: list[str]
+    wifi: bool
+    wifi_network: str
+    country: str
+    set_up_network: str
+    links: list[Link]
+    problems: list[str]
+
+
+Request = (
+    Reboot
+    | PowerOff
+    | DescribeDevice
+    | SetHostName
+    | SetSshKeys
+    | SetTimeZone
+    | SetClock
+    | ScanWifi
+    | SetWifi
+    | ForgetWifi
+)
+Final = Done | Failed | Device | WifiNetworks
+Reply = Progress | Final
