@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from builder.errors import CommandError, MirrorError, PrivilegeError, ToolMissingError, UnsupportedError
-from builder.image.cache import Cache, require_space
+from builder.image.cache import Cache, digest, require_space
 from builder.image.mirror import Mirror, find_mirror
 from builder.image.namespace import SETUP_FAILED, Spec, subordinate
 
@@ -287,13 +287,22 @@ def open_toolbox(
         MirrorError: there is no mirror or it does not answer.
     """
     rights()
-    inputs = {"suite": SUITE, "packages": sorted(packages), "revision": 1}
 
     def make(folder: Path) -> None:
         require_space(cache.root, ROOM, "The tools")
         bootstrap(folder / "tree", packages, find_mirror(mirror), cache, line)
 
-    return Toolbox(cache.get(f"toolbox-{name}", inputs, make) / "tree", cache)
+    return Toolbox(cache.get(f"toolbox-{name}", _inputs(packages), make) / "tree", cache)
+
+
+def kept_toolbox(cache: Cache) -> Toolbox | None:
+    """The toolbox of `open_toolbox`, if the cache has it: nothing is made or fetched."""
+    place = cache.place("toolbox-tools", digest(_inputs(TOOLS)))
+    return Toolbox(place / "tree", cache) if place.exists() else None
+
+
+def _inputs(packages: Sequence[str]) -> dict[str, Any]:
+    return {"suite": SUITE, "packages": sorted(packages), "revision": 1}
 
 
 def bootstrap(tree: Path, packages: Sequence[str], mirror: Mirror, cache: Cache, line: Line | None) -> None:
