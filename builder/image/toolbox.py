@@ -233,6 +233,9 @@ def finish(
         running.kill()
         running.wait()
         listener.join()
+        for pipe in (running.stdout, running.stderr):
+            if pipe is not None:
+                pipe.close()
     last = tail[-1] if tail else ""
     if running.returncode == SETUP_FAILED and last.startswith("namespace: "):
         raise PrivilegeError(
