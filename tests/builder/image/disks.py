@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from builder.image import manifest
+
 BLOCK = 4096
 MIB = 2**20
 ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
@@ -102,4 +104,31 @@ def block_map(path: Path) -> Path:
 def seal(path: Path, text: str) -> Path:
     """Write a block map with its own checksum, in place of the zeros in `text`."""
     path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest(), 1))
+    return path
+
+
+def vouch(image: Path, unpacked: bytes) -> Path:
+    """A manifest beside the files of an image: `hob-test-1.0.manifest.json`."""
+    name = image.name.removesuffix(".xz").removesuffix(".img")
+    files = [path for path in (image, image.with_name(f"{name}.img.bmap")) if path.exists()]
+    path = image.with_name(f"{name}.manifest.json")
+    manifest.write(
+        manifest.Manifest(
+            device="test",
+            title="Test",
+            version="1.0",
+            compatible="hob-test",
+            architecture="amd64",
+            built="2026-01-01",
+            lock="0" * 64,
+            image=manifest.File(f"{name}.img", len(unpacked), hashlib.sha256(unpacked).hexdigest()),
+            partitions=(),
+            slots=(),
+            files=tuple(
+                manifest.File(each.name, each.stat().st_size, hashlib.sha256(each.read_bytes()).hexdigest())
+                for each in files
+            ),
+        ),
+        path,
+    )
     return path
