@@ -1,11 +1,11 @@
 """What an image is, in one file beside it: `hob-DEVICE-VERSION.manifest.json`.
 
-It names every file of the release with size and checksum, the partitions of the unpacked image with what is in them, and
-the software that the image carries. A signature of this file thus vouches for all of them. The same content as
-a bill of materials for other programs' eyes is made by `builder.image.sbom`.
+It names every file of the release with size and checksum, the partitions of the unpacked image with what is in
+them, and the software that the image carries. A signature of this file thus vouches for all of them. The same
+software as a bill of materials for other programs is made by `builder.image.sbom`.
 
-`docs/image-format.md` describes the fields. A field added later does no harm to older readers; a change of meaning raises
-`FORMAT`.
+`docs/image-format.md` describes the fields. A field added later does no harm to older readers; a change of
+meaning raises `FORMAT`.
 """
 
 import os
@@ -188,7 +188,7 @@ def faults(manifest: Manifest) -> Iterator[str]:
     for kind, names in (
         ("files", [each.name for each in manifest.files]),
         ("partitions", [each.label for each in manifest.partitions]),
-        ("slots", [each.name for each in manifest.slots]),
+        ("slots", [str(each.name) for each in manifest.slots]),
     ):
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"two {kind} are called {name}"
@@ -208,7 +208,8 @@ def faults(manifest: Manifest) -> Iterator[str]:
         if root is None:
             yield f"slot {slot.name} is in a partition {slot.root}, and there is none"
         elif bool(root.content) != slot.filled:
-            yield f"slot {slot.name} is said to be {'filled' if slot.filled else 'empty'}, partition {slot.root} is not"
+            said = "filled" if slot.filled else "empty"
+            yield f"slot {slot.name} is said to be {said}, and partition {slot.root} is not"
 
 
 class _Format(msgspec.Struct):
