@@ -70,6 +70,7 @@ class Spec:
         devices: nodes of /dev besides the harmless ones.
         network: whether it is in the host's network or in an empty one of its own.
         foreign: a Debian architecture whose programs must run here; "" for none.
+        emulator: host path of the static QEMU that runs them.
         cwd: its working directory; "" for the root.
     """
 
@@ -81,6 +82,7 @@ class Spec:
     devices: list[str] = field(default_factory=list)
     network: bool = False
     foreign: str = ""
+    emulator: str = ""
     cwd: str = ""
 
     def command(self) -> list[str]:
@@ -197,7 +199,7 @@ def enter(spec: Spec) -> None:
     if spec.tree:
         furnish(spec, Path(spec.tree))
     elif spec.foreign:
-        emulate(Path("/"), spec.foreign, Path("/"))
+        emulate(Path("/"), spec)
     os.chdir(spec.cwd or "/")
     try:
         os.execvp(spec.argv[0], spec.argv)  # noqa: S606 -- the caller's own argument list, no shell
@@ -233,7 +235,7 @@ def furnish(spec: Spec, tree: Path) -> None:
     bind(Path("/sys"), new / "sys")
     read_only(new / "sys")
     if spec.foreign:
-        emulate(new, spec.foreign, tree)
+        emulate(new, spec)
     paths = [(path, False) for path in spec.read] + [(path, True) for path in spec.write]
     # Outer folders first: a writable folder may lie in a read-only one.
     for path, writable in sorted(paths, key=lambda pair: len(Path(pair[0]).parts)):
@@ -288,8 +290,8 @@ def read_only(target: Path) -> None:
     mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | keep)
 
 
-def emulate(root: Path, architecture: str, tree: Path) -> None:
-    """Have programs of another architecture run by the tree's static QEMU, in this namespace only.
+def emulate(root: Path, spec: Spec) -> None:
+    """Have programs of another architecture run by a static QEMU, in this namespace only.
 
     Where the kernel is older than 6.7, the host's own registration must serve.
     """
@@ -297,14 +299,14 @@ def emulate(root: Path, architecture: str, tree: Path) -> None:
     try:
         mount("binfmt_misc", registry, "binfmt_misc")
     except OSError:
-        host = Path("/proc/sys/fs/binfmt_misc", EMULATORS[architecture])
+        host = Path("/proc/sys/fs/binfmt_misc", EMULATORS[spec.foreign])
         if host.exists():
             return
         raise
-    magic, mask = BINFMT[architecture]
-    interpreter = os.fsencode(tree / "usr/bin" / EMULATORS[architecture])
+    magic, mask = BINFMT[spec.foreign]
+    interpreter = os.fsencode(spec.emulator)
     # F opens the emulator now, so that it works in every chroot; C takes credentials from the program.
-    line = b":hob-%s:M::%s:%s:%s:OCF" % (architecture.encode(), magic, mask, interpreter)
+    line = b":hob-%s:M::%s:%s:%s:OCF" % (spec.foreign.encode(), magic, mask, interpreter)
     (registry / "register").write_bytes(line)
 
 

@@ -17,10 +17,10 @@ SETTLE = r"""
 tree=$1 overlay=$2
 shift 2
 # The overlay's owner is whoever built it; on the device all of it is root's.
-tar --create --directory="$overlay" --sort=name --owner=0 --group=0 --numeric-owner --exclude=./.inputs.json
-. |
-    tar --extract --directory="$tree" --numeric-owner --preserve-permissions --keep-directory-symlink
-    --overwrite
+tar --create --directory="$overlay" --sort=name --owner=0 --group=0 --numeric-owner \
+    --exclude=./.inputs.json . |
+    tar --extract --directory="$tree" --numeric-owner --preserve-permissions --keep-directory-symlink \
+        --overwrite
 
 systemd-sysusers --root="$tree"
 systemctl --root="$tree" --quiet preset-all
@@ -59,8 +59,7 @@ done
 rm -f "$tree"/vmlinuz* "$tree"/initrd.img*
 # Nobody on the device becomes someone else by starting a program.
 find "$tree" -xdev -type f -perm /6000 -exec chmod ug-s {} +
-# Caches made on this machine, in an order of its own.
-ldconfig -r "$tree" -X
+# Bytecode that was made with the times of its sources; it is made anew below.
 find "$tree/usr" -xdev -type d -name __pycache__ -not -path "$tree/usr/share/hob/*" -not -path "$tree/opt/*" \
     -prune -exec rm -rf {} +
 """

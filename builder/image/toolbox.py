@@ -15,14 +15,14 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from builder.errors import CommandError, MirrorError, PrivilegeError, ToolMissingError, UnsupportedError
 from builder.image.cache import Cache, digest, require_space
 from builder.image.mirror import Mirror, find_mirror
-from builder.image.namespace import SETUP_FAILED, Spec, subordinate
+from builder.image.namespace import EMULATORS, SETUP_FAILED, Spec, subordinate
 
 SUITE = "trixie"
 
@@ -73,10 +73,21 @@ Line = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Toolbox:
-    """A tree of tools and the means to run them."""
+    """A tree of tools and the means to run them.
+
+    Attributes:
+        tree: the root that programs see.
+        cache: where it is kept, and where there is room for their work.
+        emulators: the tree whose QEMU runs programs of other architectures; None for `tree` itself.
+    """
 
     tree: Path
     cache: Cache
+    emulators: Path | None = None
+
+    def within(self, tree: Path) -> "Toolbox":
+        """The same means for the programs of another root file system, which stays as it is."""
+        return replace(self, tree=tree, emulators=self.emulators or self.tree)
 
     def run(
         self,
@@ -166,6 +177,7 @@ class Toolbox:
             devices=list(devices),
             network=network,
             foreign=foreign,
+            emulator=str((self.emulators or self.tree) / "usr/bin" / EMULATORS[foreign]) if foreign else "",
             cwd=str(cwd.absolute()) if cwd else "",
         )
         return launch(spec, env or {}, stdin, stdout, stderr)
