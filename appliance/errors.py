@@ -216,3 +216,11 @@ class PassphraseError(BackupError):
 
     status = 403
     code = "wrong_passphrase"
+
+
+class UpdateError(HobError):
+    """An update is refused, or could not be installed; the device stays as it is."""
+
+    status = 422
+    code = "update_refused"
+    type = "invalid_request_error"

@@ -9,6 +9,13 @@ import pytest
 
 UNITS = Path(__file__).parents[1] / "systemd"
 
+# Where the units find their programs, and where they lie here.
+PROGRAMS = {
+    "/opt/hob/bin/hob": Path(sys.executable).with_name("hob"),
+    "/opt/hob/bin/python": Path(sys.executable),
+    "/usr/lib/hob/slots": UNITS.parent / "builder/image/system/uefi/usr/lib/hob/slots",
+}
+
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 
 
@@ -16,7 +23,10 @@ pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason=
 def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     """No unknown key, no misspelt value, no missing program once Hob is where the unit expects it."""
     copy = tmp_path / unit.name
-    copy.write_text(unit.read_text().replace("/opt/hob/bin/hob", str(Path(sys.executable).with_name("hob"))))
+    text = unit.read_text()
+    for installed, here in PROGRAMS.items():
+        text = text.replace(installed, str(here))
+    copy.write_text(text)
     result = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 

@@ -16,6 +16,7 @@ from appliance.errors import (
     HobError,
     InvalidRequestError,
     NotFoundError,
+    UpdateError,
 )
 
 SOCKET = Path("/run/hob-admin.sock")
@@ -26,7 +27,8 @@ PATIENCE = 90.0
 Answer = TypeVar("Answer", bound=Reply)
 
 _ERRORS: dict[str, type[HobError]] = {
-    kind.code: kind for kind in (InvalidRequestError, ConflictError, DiskFullError, NotFoundError)
+    kind.code: kind
+    for kind in (InvalidRequestError, ConflictError, DiskFullError, NotFoundError, UpdateError)
 }
 
 

@@ -17,6 +17,9 @@ HostName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Country = Annotated[str, Meta(pattern="^[A-Z]{2}$")]
 """ISO 3166-1 alpha-2; the radio obeys this country's rules."""
 
+FilePath = Annotated[str, Meta(min_length=2, max_length=4096, pattern="^/")]
+"""A file of this machine; the handler decides which folders it may be in."""
+
 Ssid = Annotated[str, Meta(min_length=1, max_length=32)]
 """A Wi-Fi network's name, at most 32 bytes of UTF-8."""
 
@@ -79,6 +82,29 @@ class SetWifi(Struct, frozen=True, kw_only=True, tag="set-wifi", forbid_unknown_
 
 class ForgetWifi(Struct, frozen=True, tag="forget-wifi", forbid_unknown_fields=True):
     """Leave the Wi-Fi network and forget its password. Answered by `Done`."""
+
+
+class DescribeUpdates(Struct, frozen=True, tag="describe-updates", forbid_unknown_fields=True):
+    """What runs, what lies in the other slot, how the last update went. Answered by `Updates`."""
+
+
+class InspectUpdate(Struct, frozen=True, kw_only=True, tag="inspect-update", forbid_unknown_fields=True):
+    """Whether this device would take an update file; its content is not read. Answered by `Offered`."""
+
+    path: FilePath
+
+
+class InstallUpdate(Struct, frozen=True, kw_only=True, tag="install-update", forbid_unknown_fields=True):
+    """Write an update file into the other slot, to be tried at the next start. `Progress`, then `Done`.
+
+    Whatever the file is, it is only taken when somebody whom the device trusts has signed it.
+    """
+
+    path: FilePath
+
+
+class GoBack(Struct, frozen=True, tag="go-back", forbid_unknown_fields=True):
+    """Try the other slot at the next start, if it has answered before. Answered by `Done`."""
 
 
 # Replies
@@ -167,6 +193,46 @@ class Device(Struct, frozen=True, kw_only=True, tag="device"):
     problems: list[str]
 
 
+class Updates(Struct, frozen=True, kw_only=True, tag="updates"):
+    """The two slots, and the last update.
+
+    Attributes:
+        compatible: the kind of device, as updates name it.
+        version: what runs.
+        slot: where it runs from: "a" or "b".
+        on_trial: whether it has yet to answer its first question.
+        other: the version in the other slot; "" for none, or none that is known.
+        can_go_back: whether what is in the other slot has answered before.
+        next: the slot that the next start takes.
+        tried: the version that was last installed or gone back to; "" for none. So are the fields below.
+        tried_from: the version that ran then.
+        state: "writing", "waiting" (for a restart, or for its first answer), "good", "failed" (not written)
+            or "returned" (it did not answer, and the version before runs again).
+        reason: why it failed or returned.
+        at: when that was, Unix time.
+    """
+
+    compatible: str
+    version: str
+    slot: str
+    on_trial: bool
+    other: str
+    can_go_back: bool
+    next: str
+    tried: str = ""
+    tried_from: str = ""
+    state: str = ""
+    reason: str = ""
+    at: float = 0.0
+
+
+class Offered(Struct, frozen=True, kw_only=True, tag="offered"):
+    """An update file that this device would take: its version, and whether that is newer than what runs."""
+
+    version: str
+    newer: bool
+
+
 Request = (
     Reboot
     | PowerOff
@@ -178,6 +244,10 @@ Request = (
     | ScanWifi
     | SetWifi
     | ForgetWifi
+    | DescribeUpdates
+    | InspectUpdate
+    | InstallUpdate
+    | GoBack
 )
-Final = Done | Failed | Device | WifiNetworks
+Final = Done | Failed | Device | WifiNetworks | Updates | Offered
 Reply = Progress | Final
