@@ -1,10 +1,10 @@
-"""The disk image: a squashfs for the root, partitions with what is in them, and the packed file with its block map.
+"""The disk image: a squashfs for the root, partitions and what is in them, the packed file, its block map.
 
-Everything is made without mounting anything, and twice from the same input gives the same bytes: identities are
-derived from what the image is for, times are the package lock's, and every tool is told its number of threads or
-splits its work the same way with any number of them.
+Everything is made without mounting anything, and the same input gives the same bytes again: identities are
+derived from what the image is for, times are the package lock's, and work that is split among processors is
+split in the same pieces on any number of them.
 
-The partition table is a GPT with sectors of 512 bytes, on which firmware of PCs and of virtual machines insists.
+The partition table is a GPT with sectors of 512 bytes, on which firmware insists.
 """
 
 import os
@@ -25,7 +25,7 @@ LEVEL = 15
 """Of zstd in the root: 19 takes five times as long for two percent."""
 
 BLOCK = 128 * 1024
-"""Bytes that squashfs packs at once; larger ones save little and cost memory and time where one page is read."""
+"""Bytes that squashfs packs at once; larger ones save little and cost time where one page is read."""
 
 PACKED_BLOCK = 16 * MIB
 """Bytes that xz packs at once. With a size of its own the result does not depend on the number of threads."""
@@ -71,10 +71,23 @@ def squash(tree: Path, out: Path, *, epoch: int, toolbox: Toolbox) -> Path:
     """Pack a root file system, with owners, modes, capabilities, and every time set to `epoch`."""
     out.unlink(missing_ok=True)
     toolbox.run(
-        ["mksquashfs", tree, out, "-noappend", "-quiet", "-no-progress", "-comp", "zstd"]
-        + ["-Xcompression-level", str(LEVEL), "-b", str(BLOCK)]
-        # ACLs cannot be stored; capabilities of programs can.
-        + ["-xattrs-exclude", "^system\\."],
+        [
+            "mksquashfs",
+            tree,
+            out,
+            "-noappend",
+            "-quiet",
+            "-no-progress",
+            "-comp",
+            "zstd",
+            "-Xcompression-level",
+            str(LEVEL),
+            "-b",
+            str(BLOCK),
+            # ACLs cannot be stored; capabilities of programs can.
+            "-xattrs-exclude",
+            "^system\\.",
+        ],
         read=[tree],
         write=[out.parent],
         env={"SOURCE_DATE_EPOCH": str(epoch)},
@@ -104,9 +117,19 @@ def build(out: Path, parts: Sequence[Part], *, compatible: str, epoch: int, tool
             (definitions / f"{number * 10}-{part.label.lower()}.conf").write_text(text)
         image = work / out.name
         toolbox.run(
-            ["systemd-repart", "--empty=create", "--size=auto", "--offline=yes", "--sector-size=512"]
-            + ["--discard=no", "--no-pager", "--json=off", f"--seed={identity(compatible, 'disk')}"]
-            + [f"--definitions={definitions}", image],
+            [
+                "systemd-repart",
+                "--empty=create",
+                "--size=auto",
+                "--offline=yes",
+                "--sector-size=512",
+                "--discard=no",
+                "--no-pager",
+                "--json=off",
+                f"--seed={identity(compatible, 'disk')}",
+                f"--definitions={definitions}",
+                image,
+            ],
             read=[part.blocks for part in parts if part.blocks],
             write=[work],
             env={
@@ -116,8 +139,8 @@ def build(out: Path, parts: Sequence[Part], *, compatible: str, epoch: int, tool
             },
             timeout=TIMEOUT,
         )
-        # Zeros become holes, which the block map leaves out. (fallocate --dig-holes passes over what systemd-repart
-        # has set aside and never written, and bmaptool takes that for data.)
+        # Zeros become holes, which the block map leaves out. (fallocate --dig-holes passes over what
+        # systemd-repart has set aside and never written, and bmaptool takes that for data.)
         sparse = work / "sparse.img"
         toolbox.run(
             ["cp", "--sparse=always", "--reflink=never", image, sparse], write=[work], timeout=TIMEOUT
@@ -146,7 +169,7 @@ def definition(part: Part, uuid: UUID) -> str:
 
 
 def settled(tree: Path, copy: Path, epoch: int) -> Path:
-    """A copy of a tree whose every time is `epoch`: file systems made from it would keep the times otherwise."""
+    """A copy of a tree whose every time is `epoch`; file systems made from it keep the times."""
     shutil.copytree(tree, copy)
     for path in (copy, *copy.rglob("*")):
         os.utime(path, (epoch, epoch))
@@ -156,9 +179,9 @@ def settled(tree: Path, copy: Path, epoch: int) -> Path:
 def ext4_options(compatible: str, name: str = "hob-data") -> str:
     """What mkfs.ext4 is told for the data partition, which is tiny in the image and then grows.
 
-    Left alone, it would choose blocks of 1 KiB and a journal of 1 MiB for so small a disk, which stay for ever, and
-    leave no room in its tables to grow past 128 GB. The seed is repart's own idea, repeated: of two options `-E` only
-    the last one counts.
+    Left alone, it would choose blocks of 1 KiB and a journal of 1 MiB on so small a disk, which stay for ever,
+    and leave no room in its tables to grow past 128 GB. The seed is what systemd-repart passes itself, repeated:
+    of two options `-E` the last one counts.
     """
     extended = [
         f"hash_seed={identity(compatible, 'data/hash')}",
@@ -173,8 +196,8 @@ def check_room(part: Part) -> None:
     needed = part.blocks.stat().st_size if part.blocks else content_size(part.tree) if part.tree else 0
     if needed > part.size:
         raise SpaceError(
-            f"partition {part.label} has {part.size / MIB:.0f} MiB, and {needed / MIB:.0f} MiB are to go there",
-            hint="Make it larger in the recipe, or leave a model out. Devices in use keep the size they have.",
+            f"partition {part.label} has {part.size // MIB} MiB and needs {-(-needed // MIB)} MiB",
+            hint="Make it larger in the recipe, or leave a model out. Devices in use keep their size.",
         )
 
 
@@ -187,11 +210,19 @@ def content_size(tree: Path) -> int:
 def compress(image: Path, out: Path, toolbox: Toolbox) -> Path:
     """Pack the raw image as `.img.xz`.
 
-    Level 0, because nearly all of it is packed already: level 1 takes twice as long for 0.1 %, level 6 ten times.
+    Level 0, because nearly all of it is packed already: level 1 takes twice as long for 0.1 percent.
     """
     # A leading + makes xz split the work even on one processor, which keeps the result the same everywhere.
     threads = f"--threads=+{os.cpu_count() or 1}"
-    argv = ["xz", "-0", threads, f"--block-size={PACKED_BLOCK}", "--check=sha256", "--stdout", image]
+    argv: list[str | Path] = [
+        "xz",
+        "-0",
+        threads,
+        f"--block-size={PACKED_BLOCK}",
+        "--check=sha256",
+        "--stdout",
+        image,
+    ]
     with out.open("wb") as file:
         running = toolbox.start(argv, read=[image], stdout=file.fileno(), stderr=subprocess.PIPE)
         _, told = running.communicate()

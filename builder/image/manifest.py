@@ -1,7 +1,7 @@
 """What an image is, in one file beside it: `hob-DEVICE-VERSION.manifest.json`.
 
-It names every file of the release with size and checksum, the partitions of the unpacked image with what is in
-them, and the software that the image carries. A signature of this file thus vouches for all of them. The same
+It names every file of the release with size and checksum, the partitions of the unpacked image with their
+content, and the software that the image carries. A signature of this file thus vouches for all of them. The same
 software as a bill of materials for other programs is made by `builder.image.sbom`.
 
 `docs/image-format.md` describes the fields. A field added later does no harm to older readers; a change of
