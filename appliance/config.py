@@ -1,4 +1,4 @@
-"""Settings, read once: flags over `HOB_*` variables over `hob.toml` over the defaults below.
+"""Settings, read once: flags over `HOB_*` variables over `hob.toml` over a backup's over the defaults below.
 
 The class is the one table of settings: the command line, the reference page and the errors come from it.
 """
@@ -25,6 +25,9 @@ from appliance.upstream.settings import Upstream, distinct
 DEVICE = r"^(cuda|metal|vulkan|cpu|cuda-sm_\d{2,3}a?)$"
 """What the setting `devices` may list: a kind, or one of CUDA's targets, which is then tried unasked."""
 
+RESTORED = "restored-settings.json"
+"""File in the data folder with the settings that came with a backup."""
+
 
 def _listed(value: object) -> object:
     """A list out of a variable's or flag's text: "cuda,cpu", or JSON."""
@@ -41,8 +44,12 @@ Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_listed)]
 
 
 def config_files() -> list[Path]:
-    """Files that are read, later ones winning: the system's, the person's, the one HOB_CONFIG names."""
-    files = [Path("/etc/hob/hob.toml"), user_config_path("hob") / "hob.toml"]
+    """Files that are read, later ones winning: the system's two, the person's, the one HOB_CONFIG names."""
+    files = [
+        Path("/etc/hob/hob.toml"),
+        Path("/var/lib/hob-system/hob.toml"),  # what the owner has set on a device of its own
+        user_config_path("hob") / "hob.toml",
+    ]
     if named := os.environ.get("HOB_CONFIG"):
         files.append(Path(named))
     return files
@@ -56,6 +63,10 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("hob"),
         description="Folder of all state: chats, models, compiled libraries, keys.",
+    )
+    system_dir: Path = Field(
+        Path("/usr/share/hob"),
+        description="Folder of models and compiled libraries that came with the system; only read.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 takes a free one.")
@@ -85,6 +96,9 @@ class Settings(BaseSettings):
         "auto",
         description="What runs models: native (Hob), mlc (MLC-LLM), upstream (other servers alone).",
     )
+    engine_socket: str = Field(
+        "", description="Socket of an engine that runs on its own; where there is none, Hob starts one."
+    )
     upstreams: Annotated[Names[Upstream], AfterValidator(distinct)] = Field(
         (), description="Other servers whose models are offered too; see [engines](engines.md)."
     )
@@ -92,6 +106,7 @@ class Settings(BaseSettings):
     kernels: Literal["fast", "exact"] = Field(
         "fast", description="fast: int8 activations; exact: float activations, slower."
     )
+    backups_kept: int = Field(7, ge=1, le=365, description="Nightly backups that are kept, the newest ones.")
     max_body: int = Field(4 * 2**20, ge=1024, description="Largest request body, in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
 
@@ -116,8 +131,16 @@ def load_settings(**flags: Any) -> Settings:
     """
     for file in config_files():
         _check(file)
+    given = {key: value for key, value in flags.items() if value is not None}
+    settings = _made(given)
+    # What came with a backup holds where nothing on this machine says otherwise.
+    restored = _restored(settings.data_dir / RESTORED)
+    return _made({key: restored[key] for key in restored.keys() - settings.model_fields_set} | given)
+
+
+def _made(given: dict[str, Any]) -> Settings:
     try:
-        return Settings(**{key: value for key, value in flags.items() if value is not None})
+        return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -128,6 +151,21 @@ def load_settings(**flags: Any) -> Settings:
             f"setting {key!r}: {first['msg']}{got}",
             hint=f"It is set by a flag, {variable}, or one of {', '.join(map(str, config_files()))}.",
         ) from error
+
+
+def _restored(file: Path) -> dict[str, Any]:
+    """The settings that came with a backup; none where none was restored."""
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{file}, which came with a backup, cannot be read: {error}", hint="Remove it, or restore again."
+        ) from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"{file}, which came with a backup, holds no settings", hint="Remove it.")
+    return {key: value for key, value in found.items() if key in Settings.model_fields}
 
 
 def _check(file: Path) -> None:

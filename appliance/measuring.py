@@ -21,7 +21,8 @@ from appliance.engine.messages import ModelRef
 from appliance.errors import HobError, ModelLoadError
 from appliance.hardware import tier
 from appliance.hardware.tier import Measurement
-from appliance.models import GUIDE, Models
+from appliance.models import Models
+from appliance.shipped import GUIDE
 
 log = logging.getLogger(__name__)
 

@@ -1,24 +1,23 @@
 """The models on this machine: what is installed, what is wrong with it, the library compiled for it.
 
-A model is an MLC directory: the built-in guide, or anything in `<data_dir>/models` (`appliance.library.shelf`
-says how versions lie there). Libraries lie in `<data_dir>/libraries/`, made by a compiler that runs as
-a process of its own, so that its 300 MB never enter the service.
+A model is an MLC directory: one that came with Hob or its system (`appliance.shipped`), or anything in
+`<data_dir>/models` (`appliance.library.shelf` says how versions lie there). Libraries that did not come with
+the system lie in `<data_dir>/libraries/`, made by a compiler that runs as a process of its own, so that its
+300 MB never enter the service.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import builder
+from appliance.compiler import compile_library
 from appliance.config import Settings
 from appliance.domain import ModelCard
 from appliance.engine.choice import engine_kind
@@ -27,13 +26,12 @@ from appliance.errors import DeviceError, ModelLoadError, UnknownModelError
 from appliance.hardware.trials import Trials
 from appliance.library import default
 from appliance.library.shelf import Entry, Shelf
+from appliance.shipped import GUIDE, GUIDE_DIRECTORY, Shipped
 from builder.compile.mlc import CONFIG, TENSOR_CACHES, MLCDirectory
 from builder.errors import BuildError, FormatError
 
 log = logging.getLogger(__name__)
 
-GUIDE = "hob-guide"
-GUIDE_DIRECTORY = Path(builder.__file__).parent / "guide" / "model"
 GUIDE_NOTE = (
     "A small guide to Hob itself, not a general model, and sometimes wrong. "
     "To talk about anything else, add a model."
@@ -61,7 +59,8 @@ class Models:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.shelf = Shelf(settings.data_dir / "models", frozenset({GUIDE}))
+        self.shipped = Shipped(settings.system_dir)
+        self.shelf = Shelf(settings.data_dir / "models", frozenset({GUIDE, *self.shipped.directories()}))
         self._data_dir = settings.data_dir
         # A setting that somebody made comes before the choice that `hob model default` keeps.
         self._set = settings.model if "model" in settings.model_fields_set else ""
@@ -97,10 +96,13 @@ class Models:
         return True
 
     def list(self) -> tuple[ModelCard, ...]:
-        """Cards of all models by name, the built-in one first. Damaged ones say so in `problem`."""
+        """Cards of all models: the guide, what else came with the system, the others, by name.
+
+        Damaged ones say so in `problem`.
+        """
         found = (self._look(name, path) for name, path in self.directories().items())
         cards = (entry.card if isinstance(entry, Installed) else entry for entry in found)
-        return tuple(sorted(cards, key=lambda card: (not card.builtin, card.name)))
+        return tuple(sorted(cards, key=lambda card: (card.name != GUIDE, not card.builtin, card.name)))
 
     def get(self, name: str = "") -> Installed:
         """The model of this name; "" means the default model.
@@ -125,7 +127,7 @@ class Models:
         return entry
 
     async def library(self, name: str = "", progress: Progress | None = None, target: str = "cpu") -> Path:
-        """The library of a model compiled for `target`; compiles it when there is none (up to a minute).
+        """The library of a model for `target`; compiles one where none is there (up to a minute).
 
         Raises:
             UnknownModelError, ModelLoadError: as `get`; also when weights are damaged or compiling fails.
@@ -145,9 +147,9 @@ class Models:
                         progress(step, fraction)
 
                 try:
-                    library = await compile_library(
-                        installed.directory, self._cache, self._kernels, told, target
-                    )
+                    library = await asyncio.to_thread(
+                        self.shipped.library, installed.directory, target, self._kernels
+                    ) or await compile_library(installed.directory, self._cache, self._kernels, told, target)
                 finally:
                     self.compiling.pop(installed.card.name, None)
                 known = self._libraries[key] = installed, library
@@ -196,16 +198,17 @@ class Models:
         return next((n for n, path in self.directories().items() if str(path) == directory), "")
 
     def directories(self) -> dict[str, Path]:
-        """Every directory that claims to be a model, by name, damaged ones too."""
-        return dict(self._directories())
+        """Every directory that claims to be a model, by name, even damaged. None may pose as the guide."""
+        added = {entry.reference: entry.path for entry in self.shelf.entries() if entry.reference != GUIDE}
+        # What somebody added stays when a later system comes with a model of the same name.
+        return self.shipped.directories() | added
 
-    def _directories(self) -> Iterator[tuple[str, Path]]:
-        """Pairs of name and directory. None may pose as the built-in model."""
-        if GUIDE_DIRECTORY.is_dir():
-            yield GUIDE, GUIDE_DIRECTORY
-        for entry in self.shelf.entries():
-            if entry.reference != GUIDE:
-                yield entry.reference, entry.path
+    def entry(self, reference: str) -> Entry:
+        """How a model lies on disk: as `Shelf.find`, and those that came with the system too."""
+        path = self.directories().get(reference)
+        if path is not None and path in self.shipped.directories().values():
+            return Entry(reference, path, None, "", current=True)
+        return self.shelf.find(reference)
 
     def _look(self, name: str, path: Path) -> Installed | ModelCard:
         """The model in `path`, or a card that tells its problem; read again when its files have changed."""
@@ -218,6 +221,7 @@ class Models:
 
     def _open(self, name: str, path: Path) -> Installed | ModelCard:
         created = _modified(path / CONFIG) // 10**9
+        builtin = path in self.shipped.directories().values()
         try:
             directory = MLCDirectory.open(path)
             defaults = sampling_defaults(path / CONFIG, directory.config)
@@ -230,7 +234,7 @@ class Models:
                 bytes=0,
                 context=0,
                 created=created,
-                builtin=path == GUIDE_DIRECTORY,
+                builtin=builtin,
                 problem=str(error),
             )
         card = ModelCard(
@@ -241,7 +245,7 @@ class Models:
             bytes=directory.nbytes,
             context=min(directory.context_window, self._context),
             created=created,
-            builtin=path == GUIDE_DIRECTORY,
+            builtin=builtin,
             note=GUIDE_NOTE if path == GUIDE_DIRECTORY else "",
         )
         return Installed(card, path, defaults)
@@ -314,52 +318,6 @@ def count_parameters(directory: MLCDirectory) -> int:
                 numbers *= dimension
             total += numbers * (32 // bits if name.endswith(".q_weight") else 1)
     return total
-
-
-async def compile_library(
-    directory: Path, cache: Path, kernels: str, progress: Progress | None, target: str = "cpu"
-) -> Path:
-    """Run the compiler on a model and return its library. Finds a valid one in `cache` without compiling.
-
-    Raises:
-        ModelLoadError: it failed; the message is the compiler's. `DeviceError` for targets but the processor.
-    """
-    failed = ModelLoadError if target == "cpu" else DeviceError
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "builder.compile", str(directory), str(cache)),
-        *("--kernels", kernels, "--target", target),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    complaints = asyncio.create_task(process.stderr.read())
-    report: dict[str, Any] = {}
-    try:
-        async for line in process.stdout:
-            report = json.loads(line)
-            if progress is not None and "step" in report:
-                progress(report["step"], report["fraction"])
-        status = await process.wait()
-        said = (await complaints).decode(errors="replace").strip()
-    finally:
-        # A caller that gives up takes the compiler with it.
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        complaints.cancel()
-    if "error" in report:
-        who = "it" if target != "cpu" else directory.name  # a device's fault is told with the model's name
-        raise failed(f"{who} does not compile: {report['error']}", hint=report["hint"])
-    if status != 0 or "library" not in report:
-        log.error("the compiler failed on %s:\n%s", directory, said)
-        raise failed(
-            f"the compiler failed on {directory} with exit status {status}",
-            hint="Its messages are in the log.",
-        )
-    return Path(report["library"])
 
 
 def _modified(path: Path) -> int:

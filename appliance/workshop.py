@@ -18,8 +18,9 @@ from appliance.library.fit import judge, sentence
 from appliance.library.manifest import Manifest, Origin
 from appliance.library.shelf import Entry, describe
 from appliance.library.source import Local, Peer, parse
-from appliance.models import GUIDE, Models
+from appliance.models import Models
 from appliance.residency import Pins
+from appliance.shipped import GUIDE
 from appliance.store import Job
 from appliance.system import Readiness
 from builder.compile.mlc import MLCDirectory
@@ -114,11 +115,8 @@ class Workshop:
         Raises:
             ModelLoadError: it is damaged.
         """
-        installed = self._models.get(name)
-        if name == GUIDE:
-            entry = Entry(GUIDE, installed.directory, None, "", current=True)
-        else:
-            entry = await asyncio.to_thread(self._models.shelf.find, name)
+        self._models.get(name)
+        entry = await asyncio.to_thread(self._models.entry, name)
         if entry.manifest is not None:
             return entry.manifest, entry.path
         origin = Origin("file", entry.path.name)
@@ -201,12 +199,12 @@ class Workshop:
         """Remove a model, or one version of it. One that is loaded leaves memory first.
 
         Raises:
-            InvalidRequestError: it is the built-in one.
+            InvalidRequestError: it came with the system.
             ConflictError: it is answering, or being copied or compiled.
         """
-        if name == GUIDE:
+        entry = await asyncio.to_thread(self._models.entry, name)
+        if entry.path in self._models.shipped.directories().values():
             raise InvalidRequestError(f"{name} is built in and stays", param="model")
-        entry = await asyncio.to_thread(self._models.shelf.find, name)
         loaded, idle = await self._readiness.idle()
         if loaded == entry.reference:
             if idle == 0:

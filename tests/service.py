@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.models import GUIDE, GUIDE_DIRECTORY
+from appliance.shipped import GUIDE, GUIDE_DIRECTORY
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = "tiny"

@@ -23,6 +23,7 @@ from appliance.domain import ModelCard
 from appliance.errors import HobError, NotFoundError
 from appliance.security import caller
 from appliance.security.keys import add_key
+from appliance.shipped import GUIDE
 from appliance.store import StoredMessage
 from webui import live, model_views, presenters
 from webui.assets import FOLDER, Assets
@@ -85,7 +86,7 @@ async def _home(
         sidebar=await sidebar(request),
         composer=form,
         note=card.note if card else "",
-        suggestions=presenters.SUGGESTIONS if card and card.builtin else (),
+        suggestions=presenters.SUGGESTIONS if card and card.name == GUIDE else (),
         private=not (card and card.upstream),
     )
     return render(page, error.status if error else 200)

@@ -1,6 +1,7 @@
 """The `hob` command. Each verb lives in a module of its own and is imported only when it is called."""
 
 import importlib
+import os
 import sys
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ class LazyGroup(click.Group):
 
     verbs: ClassVar[tuple[str, ...]] = (
         "serve",
+        "engine",
         "chat",
         "model",
         "key",
@@ -39,8 +41,13 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hob")
-def hob() -> None:
+@click.pass_context
+def hob(context: click.Context) -> None:
     """Hob: an offline LLM appliance for your LAN."""
+    if os.geteuid() == 0 and context.invoked_subcommand:
+        from appliance.cli.become import become_owner  # a tenth of a second that others need not spend
+
+        become_owner(context.invoked_subcommand)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `hob serve` says to the person who started it: progress, address, QR code, set-up code."""
+"""What `hob serve` says to the person, or the systemd, that started it: progress, address, set-up code."""
 
 import io
 import os
@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 import click
 import segno
 
+from appliance import systemd
 from appliance.cli.progress import Bar
 from appliance.config import Settings
 from appliance.security.hosts import interface_addresses
@@ -24,14 +25,17 @@ class Console(Watcher):
         self._settings = settings
         self._shown = False
         self._bar = Bar(f"Compiling {settings.model} for this machine, this once ...")
+        systemd.notify(status=f"loading {settings.model}")
 
     def progress(self, step: str, fraction: float) -> None:
         """Show how far compiling the model has come."""
         self._bar(step, fraction)
+        systemd.notify(status=f"compiling {self._settings.model}: {step}, {fraction:.0%}")
 
     def settled(self, health: Health) -> None:
         """Say whether Hob can answer and, the first time, where it is."""
         self._bar.stop()
+        systemd.notify(status=f"{health.model} answers" if health.status == "ok" else health.reason)
         if health.status != "ok":
             click.echo(f"hob: {health.reason}", err=True)
             click.echo("     Hob is running, but cannot answer.", err=True)

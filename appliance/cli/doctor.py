@@ -18,7 +18,8 @@ from appliance.hardware import tier
 from appliance.hardware.describe import detect
 from appliance.hardware.memory import memory
 from appliance.hardware.tier import Measurement
-from appliance.models import GUIDE, Models
+from appliance.models import Models
+from appliance.shipped import GUIDE
 
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "problem": "[red]fix[/]"}
 

@@ -18,7 +18,8 @@ from appliance.library import archive, default, fit, verify
 from appliance.library.manifest import Origin
 from appliance.library.shelf import Entry, Shelf, describe
 from appliance.library.space import size
-from appliance.models import GUIDE, GUIDE_DIRECTORY, Models
+from appliance.models import Models
+from appliance.shipped import GUIDE
 from builder.compile.mlc import MLCDirectory
 from builder.errors import BuildError
 
@@ -111,7 +112,7 @@ def remove(name: str, yes: bool, force: bool, as_json: bool) -> None:
         settings = load_settings()
         models = Models(settings)
         entry = entry_of(settings, name)
-        if entry.path == GUIDE_DIRECTORY:
+        if entry.path in models.shipped.directories().values():
             raise InvalidRequestError(f"{name} is built in and stays", param="name")
         if not (yes or as_json):
             click.confirm(f"Remove {entry.reference} ({entry.path})?", abort=True)
@@ -227,14 +228,12 @@ def shelf_of(settings: Settings) -> Shelf:
 
 
 def entry_of(settings: Settings, name: str) -> Entry:
-    """A model by name, the built-in one too.
+    """A model by name, one that came with the system too.
 
     Raises:
         UnknownModelError: there is none.
     """
-    if name == GUIDE and GUIDE_DIRECTORY.is_dir():
-        return Entry(GUIDE, GUIDE_DIRECTORY, None, "", current=True)
-    return shelf_of(settings).find(name)
+    return Models(settings).entry(name)
 
 
 def unlisted(entry: Entry) -> list[dict[str, Any]]:

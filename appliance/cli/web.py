@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 import uvicorn
 
+from appliance import systemd
 from appliance.app import create_app
 from appliance.cli.console import Console
 from appliance.config import Settings
@@ -24,7 +25,13 @@ async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> 
     class Server(uvicorn.Server):
         """Ends all answers before it waits for connections, so that open streams close at once."""
 
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:  # else the application refused
+                systemd.notify(ready=True)
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            systemd.notify(stopping=True)
             console.stopping()
             await app.state.end_streams()
             await super().shutdown(sockets)
@@ -37,4 +44,5 @@ async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> 
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
-    await Server(config).serve(sockets=[listener])
+    async with systemd.watched():
+        await Server(config).serve(sockets=[listener])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Literal
 
 from appliance.config import Settings
@@ -31,5 +32,10 @@ def make_engine(settings: Settings) -> EngineClient | Absent:
     kind = engine_kind(settings)
     if kind == "upstream":
         return Absent()
-    command = (sys.executable, "-m", "appliance.engine.mlc") if kind == "mlc" else None
-    return EngineClient(threads=settings.threads, worker_command=command)
+    address = Path(settings.engine_socket) if settings.engine_socket else None
+    return EngineClient(threads=settings.threads, worker_command=worker_command(kind), address=address)
+
+
+def worker_command(kind: Literal["native", "mlc"]) -> tuple[str, ...]:
+    """The engine process of a kind, to which its arguments are added."""
+    return sys.executable, "-m", "appliance.engine.mlc" if kind == "mlc" else "appliance.engine.worker"

@@ -40,9 +40,6 @@ from appliance.errors import (
 
 log = logging.getLogger(__name__)
 
-# Name of the socket file of an engine that runs on its own.
-SOCKET_NAME = "engine.sock"
-
 # Seconds: until a new process must have answered; that a request waits for a restart; from SIGTERM to
 # SIGKILL, a little more than the process gives its own last step.
 START_TIMEOUT = 30.0
@@ -164,24 +161,20 @@ class EngineClient(Engine):
 
     def __init__(
         self,
-        socket_dir: Path | None = None,
+        *,
         threads: int = 0,
         worker_command: Sequence[str] | None = None,
-        *,
-        spawn: bool = True,
+        address: Path | None = None,
     ) -> None:
         """Nothing happens before `start`.
 
         Args:
-            socket_dir: folder of the socket file, where `spawn` is false; a spawned process has no file.
             threads: of the spawned process; 0 means one per physical core.
             worker_command: what to spawn instead of this Python's `appliance.engine.worker`; it is given
                 `--fd` and `--threads`.
-            spawn: false to connect to a process that something else keeps running.
+            address: socket file of a process that something else keeps running; nothing is spawned then.
         """
-        if not spawn and socket_dir is None:
-            raise ValueError("an engine that is not spawned is reached through socket_dir")
-        self._socket = None if spawn or socket_dir is None else socket_dir / SOCKET_NAME
+        self._address = address
         self._threads = threads
         self._command = worker_command or (sys.executable, "-m", "appliance.engine.worker")
         self._keeper: asyncio.Task[None] | None = None
@@ -341,8 +334,8 @@ class EngineClient(Engine):
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Link]:
         """A connection, to a process that lasts as long as the context if it is ours to start."""
-        if self._socket:
-            yield Link(*await asyncio.open_unix_connection(self._socket))
+        if self._address:
+            yield Link(*await asyncio.open_unix_connection(self._address))
             return
         ours, theirs = socket.socketpair()
         try:

@@ -1,8 +1,8 @@
 """The engine process: `python -m appliance.engine.worker`.
 
 It speaks `messages` in `wire` frames, with one client over an inherited socket (`--fd`) or with any number
-over a socket file (`--socket`). The main thread only moves messages, so that cancelling and statistics are
-handled at any time; a `Runner` computes on a second thread.
+over a socket file (`--socket`), which systemd may have made (`--passed`). The main thread only moves
+messages, so that cancelling and statistics are handled at any time; a `Runner` computes on a second thread.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Protocol
 
 import psutil
 
+from appliance import systemd
 from appliance.engine import wire
 from appliance.engine.messages import (
     AskStats,
@@ -205,8 +206,14 @@ def bind(path: Path) -> socket.socket:
     return listener
 
 
-async def run(make_runner: MakeRunner, *, fd: int | None, path: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT, or until the client of `fd` goes away."""
+async def run(
+    make_runner: MakeRunner, *, fd: int | None = None, path: Path | None = None, passed: bool = False
+) -> None:
+    """Serve until SIGTERM or SIGINT, or until the client of `fd` goes away.
+
+    Raises:
+        OSError: there is nothing to listen on.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -223,6 +230,14 @@ async def run(make_runner: MakeRunner, *, fd: int | None, path: Path | None) -> 
             stack.callback(path.unlink, missing_ok=True)
             stack.callback(listener.close)
             log.info("listening on %s", path)
+        if passed:
+            ours = systemd.listener()
+            if ours is None:
+                raise OSError("systemd has passed no socket to this process")
+            stack.callback((await asyncio.start_unix_server(server.talk, sock=ours)).close)
+            stack.callback(systemd.notify, stopping=True)
+            await stack.enter_async_context(systemd.watched())
+            systemd.notify(ready=True)
         await stop.wait()
 
 
@@ -287,6 +302,7 @@ def main(
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--fd", type=int, help="inherited connected socket of the only client")
     where.add_argument("--socket", type=Path, help="socket file to make and listen on")
+    where.add_argument("--passed", action="store_true", help="listen on the socket that systemd passes")
     parser.add_argument("--threads", type=int, default=0, help="0: one per physical core")
     chosen = parser.parse_args(arguments)
 
@@ -300,7 +316,7 @@ def main(
         Runner, load or functools.partial(load_native, threads=threads)
     )
     try:
-        asyncio.run(run(make_runner, fd=chosen.fd, path=chosen.socket))
+        asyncio.run(run(make_runner, fd=chosen.fd, path=chosen.socket, passed=chosen.passed))
     except OSError as error:
         log.error("%s", error)
         sys.exit(1)

@@ -215,6 +215,8 @@ class Shelf:
             if same is None:
                 target = self.folder / f"{new.name}@{new.version}"
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if target.parent != self.folder:
+                    target.parent.chmod(0o755)  # as the folders of models: for the engine's user
                 directory.rename(target)
                 sync(target.parent)
                 sync(self.folder)

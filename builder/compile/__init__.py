@@ -4,6 +4,7 @@ Importing this package is cheap: TVM's compiler is imported when something is co
 """
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -15,10 +16,19 @@ from builder.compile import library as _library
 from builder.compile.library import Kernels, check_library
 from builder.compile.linker import find_linker, link
 from builder.compile.mlc import MLCDirectory
-from builder.compile.targets import Kind, Target, parse_target
-from builder.errors import BuildError, StaleLibraryError
+from builder.compile.targets import LEVELS, Kind, Target, cpu_features, parse_target
+from builder.errors import BuildError, StaleLibraryError, ToolMissingError
 
-__all__ = ["Kernels", "Kind", "check_library", "compile_model", "find_library", "parse_target"]
+__all__ = [
+    "Kernels",
+    "Kind",
+    "check_library",
+    "compile_model",
+    "find_library",
+    "has_compiler",
+    "parse_target",
+    "runnable",
+]
 
 Progress = Callable[[str, float], None]
 
@@ -42,7 +52,7 @@ def compile_model(
 
     Raises:
         FormatError, UnsupportedError: the directory, family, quantisation or target.
-        ToolMissingError: no linker.
+        ToolMissingError: no compiler, or no linker.
         BuildError: the linker failed, or `cache` cannot be written.
     """
     model = MLCDirectory.open(directory)
@@ -66,6 +76,11 @@ def _compile(model: MLCDirectory, cache: Path, target: Target, kernels: Kernels,
                 return path
         except StaleLibraryError:
             pass  # replaced below
+        if not has_compiler():
+            raise ToolMissingError(
+                "this Hob was installed without its compiler, and no library came with it",
+                hint="Choose a model that came with the system, or install Hob with its compiler.",
+            )
         find_linker(target.arch)  # fail before the long part
         scratch = Path(tempfile.mkdtemp(prefix=".compile-", dir=cache))
         try:
@@ -76,6 +91,9 @@ def _compile(model: MLCDirectory, cache: Path, target: Target, kernels: Kernels,
             progress("link", 0.95)
             link(objects, scratch / path.name, arch=target.arch)
             _library.write_manifest(scratch / path.name, identity, scratch / "manifest.json")
+            # The engine may run as another user than the compiler; who may look in here, the folder says.
+            (scratch / path.name).chmod(0o755)
+            (scratch / "manifest.json").chmod(0o644)
             # The manifest goes first: without its library it is ignored, a library without it is refused.
             os.replace(scratch / "manifest.json", _library.manifest_of(path))
             os.replace(scratch / path.name, path)
@@ -98,6 +116,28 @@ def find_library(directory: Path, cache: Path, *, target: Target, kernels: Kerne
         return None
     _library.check(path, identity.describe())
     return path
+
+
+def has_compiler() -> bool:
+    """Whether TVM's compiler is installed; a system may come with nothing of TVM but its runtime."""
+    spec = importlib.util.find_spec("tvm")
+    return spec is not None and spec.origin is not None  # without the compiler there is no `tvm/__init__.py`
+
+
+def runnable(name: str) -> Iterator[Target]:
+    """The target that `--target` means, then the lesser levels of its processor that this machine runs too.
+
+    Raises:
+        UnsupportedError: as `parse_target`.
+    """
+    best = parse_target(name)
+    yield best
+    features = cpu_features()
+    for level in LEVELS:
+        target = parse_target(f"{level.arch}-{level.isa}")
+        lesser = best.kind == "cpu" and target.arch == best.arch and target != best
+        if lesser and features.issuperset(level.requires):
+            yield target
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o755)  # mkdtemp makes it private
         for file in aside.iterdir():
+            file.chmod(0o644)  # for the engine, which may run as another user
             _sync(file)
         _sync(aside)
         aside.rename(out)

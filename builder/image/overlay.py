@@ -215,14 +215,14 @@ def copy_units(units: Path, out: Path, *, gpu: bool) -> None:
     for kind in UNIT_KINDS:
         for unit in sorted(units.glob(kind)):
             shutil.copyfile(unit, system / unit.name)
-    for source, target in (("hob.sysusers", "sysusers.d/hob.conf"), ("hob.tmpfiles", "tmpfiles.d/hob.conf")):
-        file = out / "usr/lib" / target
+    for kind in ("sysusers", "tmpfiles"):
+        file = out / f"usr/lib/{kind}.d/hob.conf"
         file.parent.mkdir(parents=True)
-        shutil.copyfile(units / source, file)
+        shutil.copyfile(units / f"hob.{kind}", file)
     if gpu:
-        for unit in ("hob.service", "hob-engine.service"):
-            (system / f"{unit}.d").mkdir()
-            shutil.copyfile(units / GPU, system / f"{unit}.d" / GPU)
+        for name in ("hob.service", "hob-engine.service"):
+            (system / f"{name}.d").mkdir()
+            shutil.copyfile(units / GPU, system / f"{name}.d" / GPU)
 
 
 def copy_tree(source: Path, target: Path, *, replace: bool = False) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models import GUIDE, GUIDE_DIRECTORY
+from appliance.shipped import GUIDE, GUIDE_DIRECTORY
 from builder.compile.library import identify, manifest_of, write_manifest
 from builder.compile.mlc import MLCDirectory
 from builder.compile.targets import parse_target

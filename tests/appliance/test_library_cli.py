@@ -13,7 +13,8 @@ import pytest
 
 from appliance.config import load_settings
 from appliance.library import default
-from appliance.models import GUIDE, GUIDE_DIRECTORY, Models
+from appliance.models import Models
+from appliance.shipped import GUIDE, GUIDE_DIRECTORY
 from tests.appliance.library import hub
 from tests.conftest import StartHob
 from tests.service import GOLDEN, HOB, TINY, environment, run_hob

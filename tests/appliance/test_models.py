@@ -12,7 +12,8 @@ import pytest
 from appliance.config import load_settings
 from appliance.engine.messages import Sampling
 from appliance.errors import ModelLoadError, UnknownModelError
-from appliance.models import GUIDE, GUIDE_DIRECTORY, Installed, Models, Verified
+from appliance.models import Installed, Models, Verified
+from appliance.shipped import GUIDE, GUIDE_DIRECTORY
 from tests.appliance.library.test_shelf import put
 from tests.service import ENDLESS, GOLDEN, TINY
 

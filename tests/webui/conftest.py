@@ -15,8 +15,7 @@ from tests.webui.site import Site, serve
 @pytest.fixture(scope="session")
 def site_of_session(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Iterator[Site]:
     """One service for all tests of the page."""
-    folder, sockets = tmp_path_factory.mktemp("page"), tmp_path_factory.mktemp("socket")
-    with serve(folder, libraries, sockets) as site:
+    with serve(tmp_path_factory.mktemp("page"), libraries) as site:
         yield site
 
 

@@ -29,8 +29,8 @@ class PacedEngine:
     the same 80 tokens, so that no model's whim ends one before the test has looked at it.
     """
 
-    def __init__(self, sockets: Path) -> None:
-        self._engine = EngineClient(sockets, threads=1)
+    def __init__(self) -> None:
+        self._engine = EngineClient(threads=1)
         self._started = False
         self.allowed = 0
         self.failing = False
@@ -106,7 +106,7 @@ class Site:
 
 
 @contextmanager
-def serve(folder: Path, libraries: Path, sockets: Path, model: str | None = MODEL) -> Iterator[Site]:
+def serve(folder: Path, libraries: Path, model: str | None = MODEL) -> Iterator[Site]:
     """A service on an empty folder, with the compiled `libraries`, in a thread of its own.
 
     `model` None leaves the default model to the service.
@@ -117,7 +117,7 @@ def serve(folder: Path, libraries: Path, sockets: Path, model: str | None = MODE
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     settings = load_settings(data_dir=folder, port=port, model=model)
-    engine = PacedEngine(sockets)
+    engine = PacedEngine()
     app = create_app(settings, engine)
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, proxy_headers=False, timeout_graceful_shutdown=2)

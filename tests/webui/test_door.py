@@ -23,7 +23,7 @@ def home(tmp_path: Path, libraries: Path) -> Iterator[Site]:
     folder, sockets = tmp_path / "home", tmp_path / "socket"
     folder.mkdir()
     sockets.mkdir()
-    with serve(folder, libraries, sockets) as site:
+    with serve(folder, libraries) as site:
         site.engine.release()
         yield site
 

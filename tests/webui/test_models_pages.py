@@ -23,8 +23,8 @@ LIMIT = 120  # seconds for a piece of work
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Iterator[Site]:
     """A service that chooses its default model by itself."""
-    folder, sockets = tmp_path_factory.mktemp("shop"), tmp_path_factory.mktemp("socket")
-    with serve(folder, libraries, sockets, model=None) as site:
+    folder = tmp_path_factory.mktemp("shop")
+    with serve(folder, libraries, model=None) as site:
         site.engine.release()
         yield site
 

@@ -358,7 +358,7 @@ async def test_an_engine_that_runs_on_its_own(toy: ModelRef, tmp_path: Path) -> 
     """Two clients share it, neither ends it; when it restarts, they find it again."""
     path = tmp_path / "engine.sock"
     command = [*TOY_COMMAND, "--socket", str(path)]
-    one, two = (EngineClient(tmp_path, spawn=False) for _ in range(2))
+    one, two = (EngineClient(address=path) for _ in range(2))
     async with asyncio.timeout(LIMIT):
         process = await asyncio.create_subprocess_exec(*command)
         await one.start()

@@ -1,18 +1,11 @@
-"""The pure parts of the client: pauses between restarts, errors from the wire, arguments."""
+"""The pure parts of the client: pauses between restarts, errors from the wire."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.engine.client import Backoff, EngineClient, raised
+from appliance.engine.client import Backoff, raised
 from appliance.engine.messages import Failed
 from appliance.errors import HobError
-
-
-def test_an_engine_of_its_own_needs_a_place() -> None:
-    """Where nothing is spawned, there must be a folder to look in."""
-    with pytest.raises(ValueError, match="socket_dir"):
-        EngineClient(spawn=False)
 
 
 @given(st.lists(st.floats(0, 200), max_size=20))
