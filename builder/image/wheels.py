@@ -44,7 +44,6 @@ NEEDLESS = (
     "**/*.cmake",
     "numpy/**/tests",
     "tvm_ffi/include",
-    "tvm_ffi/lib/libtvm_ffi_testing.so",
     "tvm/include",
     "tvm/3rdparty",
     "tvm/lib64",
