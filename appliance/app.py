@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from appliance import ballast
 from appliance.api import account, library, openai, problem, system
 from appliance.api import models as models_api
 from appliance.config import Settings
@@ -49,6 +50,7 @@ def create_app(
         StoreError: the database cannot be opened.
         SettingsError: a file that the settings name cannot be read.
     """
+    ballast.throw_off(settings.data_dir)
     store = Store(settings.data_dir / "hob.db")
     models = Models(settings)
     own = make_engine(settings) if engine is None else None
@@ -92,6 +94,7 @@ def create_app(
         await pins.load()
         tasks.append(asyncio.create_task(keep(readiness, pins.__contains__, settings.unload_after)))
         tasks.append(asyncio.create_task(measuring.run()))
+        tasks.append(asyncio.create_task(ballast.keep(settings.data_dir)))
         if settings.lan:
             from appliance.discovery.announce import Announcer  # a tenth of a second that only a LAN is worth
 

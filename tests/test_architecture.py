@@ -55,6 +55,7 @@ LAYERS = [
         "appliance.measuring",
         "appliance.overview",
         "appliance.backup",
+        "appliance.ballast",
     },
     {"appliance.local"},
     {"appliance.workshop", "appliance.inference"},

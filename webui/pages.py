@@ -67,10 +67,14 @@ class ChatGroup:
 
 @dataclass(frozen=True)
 class Sidebar:
-    """The list of chats with its search field."""
+    """The list of chats with its search field, and what the owner should know wherever they are.
+
+    `warning`: what is wrong with this machine and what helps; empty while nothing is.
+    """
 
     groups: Sequence[ChatGroup]
     query: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ SUGGESTIONS: Final = (
 )
 
 
-def sidebar(chats: Iterable[Chat], now: datetime, current: int | None = None, query: str = "") -> Sidebar:
+def sidebar(
+    chats: Iterable[Chat], now: datetime, current: int | None = None, query: str = "", warning: str = ""
+) -> Sidebar:
     """The list of chats, grouped by the day of their last use. `now` is in the local time zone."""
     groups: dict[str, list[ChatLink]] = {}
     for chat in chats:
@@ -35,7 +37,7 @@ def sidebar(chats: Iterable[Chat], now: datetime, current: int | None = None, qu
             else "Earlier"
         )
         groups.setdefault(label, []).append(ChatLink(chat.id, chat.title, chat.id == current))
-    return Sidebar([ChatGroup(label, links) for label, links in groups.items()], query)
+    return Sidebar([ChatGroup(label, links) for label, links in groups.items()], query, warning)
 
 
 def composer(

@@ -1,5 +1,6 @@
 """What the handlers of all pages use: the application, the frame around a page, forms, texts."""
 
+import asyncio
 from datetime import datetime
 from typing import Final, Protocol, cast
 
@@ -7,6 +8,7 @@ from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from appliance import ballast
 from appliance.config import Settings
 from appliance.inference import Inference
 from appliance.jobs import Jobs
@@ -72,4 +74,5 @@ async def sidebar(request: Request, current: int | None = None, query: str = "")
     """The list of chats, `current` marked, with what is being searched for."""
     store = service(request).store
     chats = await store.run(store.chats, LISTED)
-    return presenters.sidebar(chats, datetime.now().astimezone(), current, query)
+    warning = await asyncio.to_thread(ballast.short, service(request).settings.data_dir)
+    return presenters.sidebar(chats, datetime.now().astimezone(), current, query, warning)
