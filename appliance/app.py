@@ -31,7 +31,7 @@ from appliance.security.headers import harden
 from appliance.store import Store
 from appliance.system import Readiness, Watcher
 from appliance.workshop import Workshop
-from webui import machine, views
+from webui import backups, machine, views
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ def create_app(
             *account.routes(gate),
             *views.routes(),
             *machine.routes(),
+            *backups.routes(),
         ],
         middleware=[
             Middleware(SecurityMiddleware, gate=gate, max_body=settings.max_body, refuse=explain),
@@ -156,6 +157,7 @@ def create_app(
     app.state.measuring = measuring
     app.state.observer = observer
     app.state.end_streams = end_streams
+    app.state.restart = None  # whoever serves this knows how, if anybody does
     return app
 
 

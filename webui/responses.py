@@ -1,6 +1,7 @@
 """What the handlers of all pages use: the application, the frame around a page, forms, texts."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Protocol, cast
 
@@ -46,6 +47,7 @@ class Service(Protocol):
     measuring: Measuring
     jobs: Jobs
     workshop: Workshop
+    restart: Callable[[], None] | None
 
 
 def service(request: Request) -> Service:

@@ -25,7 +25,7 @@ def routes(gate: Gate) -> list[Route]:
             await gate.owner.set_up(fields.get("code", ""), fields.get("password", ""), _address(request))
         except HobError as error:
             return _retry_after(render(SetupPage(error=error.explanation), status=error.status), error)
-        return await _sign_in(request, gate, "/")
+        return await _sign_in(request, gate, "/backups#restore" if fields.get("then") == "restore" else "/")
 
     async def show_login(request: Request) -> Response:
         if not await gate.owner.exists():

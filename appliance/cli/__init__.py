@@ -22,6 +22,7 @@ class LazyGroup(click.Group):
         "model",
         "key",
         "owner",
+        "backup",
         "discover",
         "doctor",
         "image",

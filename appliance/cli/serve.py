@@ -33,13 +33,26 @@ def command(**flags: object) -> None:
     try:
         with _alone(settings.data_dir), listen(settings) as listener:
             port = listener.getsockname()[1]
-            asyncio.run(_serve(settings.model_copy(update={"port": port}), listener))
+            again = True
+            while again:
+                if _restored(settings):
+                    settings = load_settings(**flags)
+                again = asyncio.run(_serve(settings.model_copy(update={"port": port}), listener))
     except KeyboardInterrupt:
         pass  # asked to stop, and stopped
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
-    """Run the service on a listening socket until a signal ends it."""
+def _restored(settings: Settings) -> bool:
+    """Put a backup in place that waits for it; whether there was one."""
+    if not (settings.data_dir / ".restore").exists():
+        return False
+    from appliance.backup import pending  # a tenth of a second that few starts are worth
+
+    return pending.apply(settings) is not None
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> bool:
+    """Run the service on a listening socket until a signal ends it; True where it is to start anew."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     if settings.log_level == "info":
         # What these say about each start, stop and request is of interest to developers only.
@@ -51,14 +64,14 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     starting = asyncio.create_task(engine.start())
     try:
         run = await asyncio.to_thread(_web)
-        await run(settings, listener, engine)
+        return await run(settings, listener, engine)
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await engine.close()
 
 
-def _web() -> Callable[[Settings, socket.socket, EngineClient | Absent], Awaitable[None]]:
+def _web() -> Callable[[Settings, socket.socket, EngineClient | Absent], Awaitable[bool]]:
     """Import what serves the web, and return it."""
     from appliance.cli.web import serve
 

@@ -15,8 +15,11 @@ GRACE = 3
 """Seconds that open requests get to end when Hob stops."""
 
 
-async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> None:
-    """Serve on `listener` until a signal ends it; then close the application and `engine`."""
+async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> bool:
+    """Serve on `listener` until a signal ends it; then close the application and `engine`.
+
+    True where not a signal ended it, but the application that wants to start anew; `listener` stays open.
+    """
     console = Console(settings)
     app = create_app(settings, engine, console)
     if not ip_address(listener.getsockname()[0]).is_loopback and app.state.store.owner_hash() is None:
@@ -31,7 +34,8 @@ async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> 
                 systemd.notify(ready=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            systemd.notify(stopping=True)
+            if not again:
+                systemd.notify(stopping=True)
             console.stopping()
             await app.state.end_streams()
             await super().shutdown(sockets)
@@ -44,5 +48,14 @@ async def serve(settings: Settings, listener: socket.socket, engine: Engine) -> 
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
+    server, again = Server(config), False
+
+    def restart() -> None:
+        nonlocal again
+        again = server.should_exit = True
+
+    app.state.restart = restart
     async with systemd.watched():
-        await Server(config).serve(sockets=[listener])
+        # It closes what it is given; who connects in between waits at the original.
+        await server.serve(sockets=[listener.dup()])
+    return again

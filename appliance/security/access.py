@@ -15,6 +15,13 @@ OPEN_PREFIXES = ("/static/",)
 API_PREFIXES = ("/v1/", "/api/library/")
 API_PATHS = frozenset({"/api/library", "/api/system", "/api/models", "/api/catalogue", "/api/jobs"})
 
+# Forms that bring a file. Their handlers take it piece by piece to the disk, whose free room is the limit.
+UPLOADS = frozenset({"/backups/look"})
+UPLOAD_BODY = 64 * 2**30
+
+# Room for a sign-in form; a stranger has nothing longer to say.
+STRANGER_BODY = 16 * 1024
+
 # Headers that a proxy adds for the client behind it (RFC 7239 and its predecessors).
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 
@@ -65,6 +72,13 @@ def admits(where: Area, caller: Caller) -> bool:
             return caller.known
         case Area.PAGES:
             return caller.kind in {"local", "owner"}
+
+
+def body_limit(path: str, caller: Caller, usual: int) -> int:
+    """Bytes that a request's body may have, where known callers may usually send `usual`."""
+    if not caller.known:
+        return STRANGER_BODY
+    return UPLOAD_BODY if path in UPLOADS else usual
 
 
 def is_local(peer: str | None, headers: Mapping[str, str]) -> bool:

@@ -14,9 +14,6 @@ from appliance.security.access import Area, Caller
 from appliance.security.gate import Gate
 from appliance.security.keys import bearer
 
-# Room for a sign-in form; a stranger has nothing longer to say.
-STRANGER_BODY = 16 * 1024
-
 Refusal = Callable[[HTTPConnection, HobError], Response]
 
 
@@ -59,7 +56,7 @@ class SecurityMiddleware:
                 await self._turn_away(connection, where, receive, reply)
                 return
             if scope["type"] == "http":
-                limit = self.max_body if who.known else STRANGER_BODY
+                limit = access.body_limit(scope["path"], who, self.max_body)
                 body.check_length(body.announced_length(connection.headers), limit)
                 receive = body.limited(receive, limit)
             await self.app(scope, receive, reply)

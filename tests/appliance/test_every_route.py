@@ -99,6 +99,16 @@ TABLE = {
     "GET /jobs/{job}": page(200),
     "POST /jobs/{job}/cancel": page(303),
     "POST /jobs/{job}/again": page(303),
+    "GET /backups": page(200),
+    "POST /backups/make": page(303),
+    "POST /backups/passphrase": page(
+        303, {"passphrase": "correct horse battery", "again": "correct horse battery"}
+    ),
+    "GET /backups/file": page(404),
+    "POST /backups/remove": page(404, {"name": "absent"}),
+    "POST /backups/look": page(404, {"backup": "absent"}),
+    "POST /backups/restore": page(404, {"token": "absent"}),
+    "POST /backups/models": page(404, {"model": "absent"}),
     "GET /system": page(200),
     "POST /system/measure": page(303),
 }

@@ -33,9 +33,9 @@ from appliance.errors import (
     RequestTimeoutError,
 )
 from appliance.security import Gate, SecurityMiddleware, body, caller, sessions
+from appliance.security.access import STRANGER_BODY
 from appliance.security.headers import ALWAYS
 from appliance.security.keys import add_key
-from appliance.security.middleware import STRANGER_BODY
 from appliance.security.secret import fingerprint
 from appliance.store import Store
 
