@@ -76,6 +76,7 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
         description="Host name on the LAN, without .local.",
     )
+    setup_code: str = Field("", description="Code for the first visitor; empty: a new one at each start.")
     allowed_hosts: Names[str] = Field(
         (), description="Further host names this Hob may be reached by, for example through a proxy."
     )

@@ -23,5 +23,8 @@ class Gate:
     def open(cls, settings: Settings, store: Store) -> "Gate":
         """Security as the settings say, on this store."""
         return cls(
-            Owner(store), Sessions(store), Keys(store), AllowedHosts(settings.name, settings.allowed_hosts)
+            Owner(store, code=settings.setup_code),
+            Sessions(store),
+            Keys(store),
+            AllowedHosts(settings.name, settings.allowed_hosts),
         )

@@ -1,22 +1,18 @@
 """The one owner: a password set once with the console's code, then asked for at sign-in."""
 
 import hmac
-import secrets
 
 from appliance.errors import AuthenticationError, PermissionDeniedError
 from appliance.security import password as passwords
 from appliance.security.throttle import Throttle
+from appliance.setup.code import ALPHABET as CODE_ALPHABET
+from appliance.setup.code import new_code
 from appliance.store import Store
-
-# No 0/O, 1/I/L, or U: 30 symbols that survive being read from a screen and typed on a phone.
-CODE_ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
-CODE_LENGTH = 8
 
 
 def new_setup_code() -> str:
     """A fresh set-up code such as `K7WQ-3MZP`: 39 random bits, guarded further by the throttle."""
-    letters = "".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_LENGTH))
-    return f"{letters[:4]}-{letters[4:]}"
+    return new_code(2)
 
 
 def plain_code(typed: str) -> str:
@@ -27,14 +23,15 @@ def plain_code(typed: str) -> str:
 class Owner:
     """Sets and checks the owner's password. Every guess, of the code or of the password, is throttled.
 
-    The set-up code lives in memory only: it is made at start, and ends with its first right use or with the
-    process. Whoever reads the console owns the machine anyway; nobody else can claim it.
+    The set-up code ends with its first right use. It is made at start and lives in memory only, unless `code`
+    gives one: a device of its own shows the same on its screen at every start, until it has an owner. Whoever
+    reads the console owns the machine anyway; nobody else can claim it.
     """
 
-    def __init__(self, store: Store, throttle: Throttle | None = None) -> None:
+    def __init__(self, store: Store, throttle: Throttle | None = None, code: str = "") -> None:
         self._store = store
         self._throttle = throttle or Throttle()
-        self._code = new_setup_code()
+        self._code = code or new_setup_code()
 
     async def exists(self) -> bool:
         """Whether a password was set."""

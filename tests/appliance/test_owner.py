@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from appliance.cli.owner import command
+from appliance.errors import PermissionDeniedError
 from appliance.security.owner import Owner
 from appliance.security.sessions import Sessions
 from appliance.store import Store
@@ -33,6 +34,18 @@ async def test_reset_makes_room_for_a_new_password(tmp_path: Path, monkeypatch: 
     again = Owner(store)
     await again.set_up(again.setup_code, "another good password", "192.0.2.7")
     await again.check("another good password", "192.0.2.7")
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_a_device_has_one_code_for_all_its_starts(tmp_path: Path) -> None:
+    """What its screen shows is the settings' code, until there is an owner; then it opens nothing."""
+    store = Store(tmp_path / "hob.db")
+    owner = Owner(store, code="K7WQ-3MZP-XR5T")
+    assert owner.setup_code == "K7WQ-3MZP-XR5T"
+    await owner.set_up("k7wq 3mzp xr5t", PASSWORD, "192.0.2.7")
+    with pytest.raises(PermissionDeniedError):
+        await owner.set_up("K7WQ-3MZP-XR5T", "another good password", "192.0.2.7")
     store.close()
 
 
