@@ -6,6 +6,7 @@ inherited one. Every key is checked, and an error names the file and the key it 
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Disk(Part, frozen=True, kw_only=True):
 
     boot: int = 256
     root: int = 2048
-    data: int = 64
+    data: int = 256
 
 
 class Imager(Part, frozen=True, kw_only=True):
@@ -283,3 +284,16 @@ def wrong_target(name: str, recipe: Recipe) -> str:
     if target.arch not in machines:
         return f"{name} is for {target.arch}, and the recipe for {' and '.join(machines)}"
     return ""
+
+
+def toml(table: Mapping[str, Any]) -> str:
+    """A table of strings, numbers, truth values, lists and tables of these as TOML."""
+    plain = [f"{key} = {value(entry)}" for key, entry in table.items() if not isinstance(entry, Mapping)]
+    parts = [f"\n[{key}]\n{toml(entry)}" for key, entry in table.items() if isinstance(entry, Mapping)]
+    return "\n".join([*plain, *parts]) + "\n" if plain or parts else ""
+
+
+def value(entry: Any) -> str:
+    """One value as TOML, whose strings, numbers, truth values and lists of them are written as in JSON."""
+    # JSON escapes what lies beyond the first plane as pairs, which TOML has not; so it stays unescaped.
+    return json.dumps(entry, ensure_ascii=False)

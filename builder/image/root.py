@@ -12,16 +12,17 @@ from builder.image.bytecode import precompile
 from builder.image.rootfs import unpack
 from builder.image.toolbox import Toolbox
 
-# $1 the tree, $2 the overlay, then the packages that are taken out again.
-SETTLE = r"""
-tree=$1 overlay=$2
-shift 2
-# The overlay's owner is whoever built it; on the device all of it is root's.
-tar --create --directory="$overlay" --sort=name --owner=0 --group=0 --numeric-owner \
-    --exclude=./.inputs.json . |
-    tar --extract --directory="$tree" --numeric-owner --preserve-permissions --keep-directory-symlink \
-        --overwrite
+# $1 the tree, $2 a layer.
+ADD = r"""
+# The layer's owner is whoever built it; on the device all of it is root's.
+tar --create --directory="$2" --sort=name --owner=0 --group=0 --numeric-owner --exclude=./.inputs.json . |
+    tar --extract --directory="$1" --numeric-owner --preserve-permissions --keep-directory-symlink --overwrite
+"""
 
+# $1 the tree, then the packages that are taken out again.
+SETTLE = r"""
+tree=$1
+shift
 systemd-sysusers --root="$tree"
 systemctl --root="$tree" --quiet preset-all
 systemctl --root="$tree" --quiet --global preset-all
@@ -65,21 +66,25 @@ find "$tree/usr" -xdev -type d -name __pycache__ -not -path "$tree/usr/share/hob
 """
 
 
-def merge(toolbox: Toolbox, base: Path, overlay: Path, tree: Path, *, build_only: Sequence[str]) -> None:
-    """Make `tree`, which must not exist, from the base root file system and the overlay.
+def merge(
+    toolbox: Toolbox, base: Path, layers: Sequence[Path], tree: Path, *, build_only: Sequence[str]
+) -> None:
+    """Make `tree`, which must not exist, from the base root file system and what is added to it.
 
     Args:
         toolbox: for its systemd and Python, of the same versions as the device's.
         base: folder of `rootfs.build`.
-        overlay: what Hob adds.
+        layers: folders whose files are laid over it, later ones over earlier ones.
         build_only: packages whose files the device does not need.
 
     Raises:
         CommandError: a user cannot be made, a unit is wrong.
     """
     unpack(toolbox, base, tree)
-    settle = ["bash", "-euo", "pipefail", "-c", SETTLE, "-", tree, overlay, *build_only]
-    toolbox.run(settle, read=[overlay], write=[tree])
+    shell = ("bash", "-euo", "pipefail", "-c")
+    for layer in layers:
+        toolbox.run([*shell, ADD, "-", tree, layer], read=[layer], write=[tree])
+    toolbox.run([*shell, SETTLE, "-", tree, *build_only], write=[tree])
     # Debian's own bytecode is made with the times of its sources, which are all alike in the sealed image.
     for folder in ("usr/lib/python3", "usr/lib/python3.13"):
         if (tree / folder).is_dir():
