@@ -67,7 +67,7 @@ def identity(compatible: str, label: str) -> UUID:
     return uuid5(uuid5(NAMESPACE_DNS, "hob.local"), f"{compatible}/{label}")
 
 
-def squash(tree: Path, out: Path, *, epoch: int, toolbox: Toolbox) -> Path:
+def squash(tree: Path, out: Path, *, epoch: int, toolbox: Toolbox, level: int = LEVEL) -> Path:
     """Pack a root file system, with owners, modes, capabilities, and every time set to `epoch`."""
     out.unlink(missing_ok=True)
     toolbox.run(
@@ -81,7 +81,7 @@ def squash(tree: Path, out: Path, *, epoch: int, toolbox: Toolbox) -> Path:
             "-comp",
             "zstd",
             "-Xcompression-level",
-            str(LEVEL),
+            str(level),
             "-b",
             str(BLOCK),
             # ACLs cannot be stored; capabilities of programs can.
@@ -179,9 +179,9 @@ def settled(tree: Path, copy: Path, epoch: int) -> Path:
 def ext4_options(compatible: str, name: str = "hob-data") -> str:
     """What mkfs.ext4 is told for the data partition, which is tiny in the image and then grows.
 
-    Left alone, it would choose blocks of 1 KiB and a journal of 1 MiB on so small a disk, which stay for ever,
-    and leave no room in its tables to grow past 128 GB. The seed is what systemd-repart passes itself, repeated:
-    of two options `-E` the last one counts.
+    Left alone, it would choose blocks of 1 KiB and a journal of 1 MiB on so small a disk, which stay that
+    way, and leave no room in its tables to grow past 128 GB. The seed is what systemd-repart passes itself,
+    repeated: of two options `-E` the last one counts.
     """
     extended = [
         f"hash_seed={identity(compatible, 'data/hash')}",
