@@ -5,7 +5,6 @@ import hmac
 from appliance.errors import AuthenticationError, PermissionDeniedError
 from appliance.security import password as passwords
 from appliance.security.throttle import Throttle
-from appliance.setup.code import ALPHABET as CODE_ALPHABET
 from appliance.setup.code import new_code
 from appliance.store import Store
 

@@ -9,8 +9,9 @@ from appliance.errors import RateLimitError, SettingsError
 from appliance.security.access import LOCAL, NOBODY, Area, Caller, admits, area, is_local, local_path
 from appliance.security.hosts import AllowedHosts, IPAddress, interface_addresses
 from appliance.security.origin import foreign, proven_own
-from appliance.security.owner import CODE_ALPHABET, new_setup_code, plain_code
+from appliance.security.owner import new_setup_code, plain_code
 from appliance.security.throttle import BURST, REMEMBERED, Throttle, delay
+from appliance.setup.code import ALPHABET
 
 
 class Clock:
@@ -308,7 +309,7 @@ def test_setup_codes_are_easy_to_type() -> None:
     """Eight letters without look-alikes; case, spaces and hyphens do not matter; no two alike."""
     code = new_setup_code()
     assert len(code) == 9
-    assert set(code) <= set(CODE_ALPHABET) | {"-"}
-    assert set("0O1ILU").isdisjoint(CODE_ALPHABET)
+    assert set(code) <= set(ALPHABET) | {"-"}
+    assert set("0O1ILU").isdisjoint(ALPHABET)
     assert plain_code(f" {code.lower().replace('-', ' ')} ") == code.replace("-", "")
     assert len({new_setup_code() for _ in range(100)}) == 100

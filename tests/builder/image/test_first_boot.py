@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.cli import hob
-from appliance.security.owner import CODE_ALPHABET
+from appliance.setup.code import ALPHABET
 from builder.errors import BuildError, DriveError, FormatError, ToolMissingError
 from builder.image import first_boot, flash, gpt
 from builder.image.first_boot import Settings
@@ -92,7 +92,7 @@ def test_what_the_device_would_refuse_is_refused_here(given_: dict[str, str], to
 
 def test_set_up_codes_are_the_services_own() -> None:
     """The same symbols; the device's setup takes the shape."""
-    assert first_boot.CODE_ALPHABET == CODE_ALPHABET
+    assert first_boot.CODE_ALPHABET == ALPHABET
     codes = {first_boot.new_setup_code() for _ in range(200)}
     assert len(codes) == 200
     for code in codes:
