@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from builder.errors import UnsupportedError
-from builder.image import boot_uefi, disk, stages
+from builder.image import boot_uefi, disk, oci, stages
 from builder.image.cache import Cache, require_space
 from builder.image.mirror import find_mirror
 from builder.image.packages import Lock, dump, fetch
@@ -44,6 +44,8 @@ def build_image(order: Order, cache: Cache, tell: Tell) -> list[Path]:
     match order.recipe.format:
         case "disk":
             return build_disk(order, toolbox, tell)
+        case "oci":
+            return [build_container(order, toolbox, tell)]
         case other:
             raise UnsupportedError(f"a recipe of format {other} cannot be built yet")
 
@@ -98,6 +100,27 @@ def build_disk(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:
         made.append(work / f"{name}.lock.toml")
         tell("disk", "done", 1.0)
         return sorted(publish(path, order.out) for path in made)
+
+
+def build_container(order: Order, toolbox: Toolbox, tell: Tell) -> Path:
+    """A container image for every architecture of the recipe, in one archive."""
+    name, variants, epoch = f"hob-{order.recipe.name}-{order.version}.tar", [], 0
+    for architecture in order.recipe.architectures:
+        lock = packages(order, toolbox, architecture, tell)
+        epoch = max(epoch, lock.epoch)
+        base = stages.base(order, lock, toolbox, tell)
+        variants.append(oci.Variant(architecture, base, stages.added(order, lock, toolbox, tell)))
+    with toolbox.scratch("container") as work:
+        made = oci.build(
+            work / name,
+            variants,
+            version=order.version,
+            title=order.recipe.title,
+            epoch=epoch,
+            toolbox=toolbox,
+            tell=tell,
+        )
+        return publish(made, order.out)
 
 
 def packages(order: Order, toolbox: Toolbox, architecture: str, tell: Tell) -> Lock:
