@@ -298,7 +298,7 @@ class Machine:
             arguments += ["-serial", "chardev:probe"]
         if self.board.firmware:
             said = self.folder / "strings"
-            options = f"console={self.board.console} {command_line}"
+            options = f"console={self.board.console} systemd.show_status=yes {command_line}"
             for number, line in enumerate(strings(options, self.board.probe if probe else "")):
                 path = said.with_name(f"string-{number}")
                 path.write_text(line)

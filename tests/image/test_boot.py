@@ -1,0 +1,205 @@
+"""The image for PCs from its first start on: no network, no stranger, answers, a power cut, a full disk.
+
+One disk lives through it all. A fixture brings the machine to the next point of its life, in the order of
+this file; the tests look at what is there.
+"""
+
+import json
+import re
+import sqlite3
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.image import people
+from tests.image.disk import Disk
+from tests.image.emulator import Emulator
+from tests.image.home import GUEST_PORTS, Home
+from tests.image.people import WAIT, Owner
+from tests.webui.desk import answer, ask
+
+pytestmark = pytest.mark.image
+
+QUESTION = "What is Hob?"
+LONG = "How do I add a model, and what does it need?"
+
+
+@pytest.fixture(scope="module")
+def home(
+    emulator: Emulator, image: Path, accelerator: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Home]:
+    """A freshly flashed machine; its owner has put a set-up code on the boot partition."""
+    folder = tmp_path_factory.mktemp("pc")
+    disk = Disk.copy(emulator, image, folder / "disk.img")
+    disk.put("hob.toml", people.FIRST_BOOT)
+    home = Home(emulator, disk, folder, accelerator)
+    yield home
+    home.kill()
+
+
+@pytest.fixture(scope="module")
+def owner(home: Home, chromium: Browser) -> Owner:
+    """After the first visit, made through the real page."""
+    return people.set_up(chromium, home.on().url)
+
+
+@dataclass
+class Cut:
+    """What was on the disk for sure when the plug was pulled: so many characters of the running answer."""
+
+    chat: str
+    answered: str
+    written: int
+    owner: Owner
+
+
+@pytest.fixture(scope="module")
+def cut(home: Home, owner: Owner, chromium: Browser) -> Cut:
+    """After the plug was pulled while an answer was being written, and a new start."""
+    page = owner.page
+    page.goto("/")
+    answered = owner.ask(QUESTION)
+    ask(page, LONG)
+    # The page as the server has it on disk, not as the browser has it from the stream.
+    while not (
+        found := re.search(r'data-events="[^"]*\?from=([1-9]\d*)"', owner.page.request.get(page.url).text())
+    ):
+        assert answer(page).get_attribute("data-state") == "running", "the answer ended before the cut"
+    home.kill()
+    chat = page.url.removeprefix(home_url(page.url))
+    owner.close()
+    return Cut(chat, answered, int(found[1]), people.sign_in(chromium, home.on().url))
+
+
+def home_url(url: str) -> str:
+    """The part of an address before the path."""
+    return "/".join(url.split("/")[:3])
+
+
+def status(url: str, method: str = "GET") -> int:
+    """What a stranger's request is answered with; redirects are not followed."""
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: object) -> None:
+            return None
+
+    data = b"{}" if method == "POST" else None
+    request = urllib.request.Request(url, data, {"content-type": "application/json"}, method=method)
+    try:
+        with urllib.request.build_opener(Stay).open(request, timeout=60) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_it_comes_up_without_a_network(home: Home) -> None:
+    """The service says that its model answers, though the machine reaches nobody."""
+    machine = home.on()
+    code, health = machine.get("/healthz")
+    assert (code, json.loads(health)) == (200, {"status": "ok"})
+
+
+def test_only_the_page_is_open(home: Home) -> None:
+    """Of the ports that systems leave open by mistake none is, SSH least of all."""
+    machine = home.on()
+    assert [port for port in GUEST_PORTS if machine.is_open(port, 5)] == [80]
+
+
+def test_nobody_gets_in_before_there_is_an_owner(home: Home) -> None:
+    """A stranger is led to the set-up page and finds nothing else, and guesses of the code are refused."""
+    url = home.on().url
+    for path in ("/", "/chats/1", "/settings", "/system", "/models"):
+        assert status(url + path) == 303, path
+    for path in ("/v1/models", "/api/system", "/api/library", "/api/jobs"):
+        assert status(url + path) in (401, 403), path
+    assert status(f"{url}/v1/chat/completions", "POST") in (401, 403)
+
+
+def test_the_first_visit_leads_to_an_answer(home: Home, owner: Owner) -> None:
+    """By the code on the boot partition and a password the owner comes in; the built-in model answers."""
+    said = owner.ask(QUESTION)
+    assert "Hob" in said
+    assert len(said.split()) > 5
+    owner.page.screenshot(path=home.folder / "first-answer.png")
+
+
+def test_the_owner_gets_a_key_and_a_program_an_answer(home: Home, owner: Owner) -> None:
+    """A key made on the settings page opens the API; its answers come from the built-in model."""
+    owner.page.goto("/settings")
+    owner.page.get_by_label("Name of the new key").fill("a program")
+    owner.page.get_by_role("button", name="Make a key").click()
+    key = owner.page.locator(".fresh code").inner_text()
+    url = f"{home.machine.url}/v1/chat/completions"
+    body = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8, "model": "hob-guide"}
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=WAIT / 1000) as response:
+        completion = json.load(response)
+    assert completion["choices"][0]["message"]["content"].strip()
+
+
+def test_nobody_else_gets_in_afterwards(home: Home, owner: Owner) -> None:
+    """With an owner there is no set-up any more, and nothing without the password."""
+    url = home.machine.url
+    for path in ("/", "/chats/1", "/settings", "/system", "/models"):
+        assert status(url + path) == 303, path
+    assert status(f"{url}/v1/models") == 401
+
+
+def test_the_data_partition_has_grown(home: Home, owner: Owner) -> None:
+    """The whole disk is there for models, not what the image was packed with."""
+    owner.page.goto("/system")
+    said = owner.page.get_by_role("main").inner_text()
+    free = re.search(r"([\d.]+) ([GM]B) free of ([\d.]+) GB, under /var/lib/hob", said)
+    assert free, said
+    home_size = home.disk.path.stat().st_size / 1e9
+    assert float(free[3]) > home_size / 4
+
+
+def test_a_power_cut_costs_nothing_that_was_acknowledged(home: Home, cut: Cut) -> None:
+    """After a cut in the middle of an answer the chat has what was saved and says what became of the rest."""
+    page = cut.owner.page
+    page.goto(cut.chat)
+    expect(page.locator(".turn.user .text")).to_have_text([QUESTION, LONG])
+    expect(page.locator(".turn.assistant").first.locator(".text")).to_have_text(cut.answered)
+    expect(answer(page)).to_have_attribute("data-state", "stopped")
+    expect(answer(page).locator(".remark")).to_contain_text("Interrupted")
+    assert cut.owner.ask("Are you well?")
+    page.screenshot(path=home.folder / "after-the-cut.png")
+
+
+def test_the_database_survives_a_power_cut(home: Home, cut: Cut, tmp_path: Path) -> None:
+    """Shut down properly, it leaves a sound disk, and on it a sound database with every saved character."""
+    home.off()
+    for suffix in ("", "-wal"):
+        if f"hob.db{suffix}" in home.disk.listing("lib/hob"):
+            home.disk.dump(f"lib/hob/hob.db{suffix}", tmp_path / f"hob.db{suffix}")
+    database = sqlite3.connect(tmp_path / "hob.db")
+    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+    rows = database.execute("SELECT content FROM messages WHERE role = 'assistant' AND state = 'stopped'")
+    (content,) = [content for (content,) in rows]
+    assert len(content) >= cut.written
+    database.close()
+
+
+def test_a_full_disk_locks_nobody_out(home: Home, cut: Cut, chromium: Browser) -> None:
+    """With no block left on the data partition it starts, answers, says what is wrong, and gets over it."""
+    home.off()
+    home.disk.fill("lib/filler", left=0)
+    owner = people.sign_in(chromium, home.on().url)
+    page = owner.page
+    expect(page.get_by_label("About this machine")).to_contain_text("The disk is full")
+    page.screenshot(path=home.folder / "full.png")
+    assert owner.ask("How do I free some room?")
+    home.off()
+    home.disk.remove("lib/filler")
+    owner = people.sign_in(chromium, home.on().url)
+    expect(owner.page.get_by_label("About this machine")).to_have_count(0)
+    assert owner.ask("Is there room now?")
