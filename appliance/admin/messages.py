@@ -173,6 +173,7 @@ class Device(Struct, frozen=True, kw_only=True, tag="device"):
         ssh_host_keys: fingerprints to compare at the first connection.
         wifi: whether there is a radio.
         wifi_network: the network that is set up; "" for none.
+        wifi_problem: why the network that was asked for last was not joined; "" where it was.
         country: whose radio rules hold; "" where nobody has said.
         set_up_network: the device's own set-up network, while it has one; else "".
         links: the interfaces.
@@ -187,6 +188,7 @@ class Device(Struct, frozen=True, kw_only=True, tag="device"):
     ssh_host_keys: list[str]
     wifi: bool
     wifi_network: str
+    wifi_problem: str
     country: str
     set_up_network: str
     links: list[Link]

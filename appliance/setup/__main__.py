@@ -1,11 +1,9 @@
 """`python -m appliance.setup`: run by hob-setup.service at every start and when the settings have changed."""
 
 import logging
-import os
-from pathlib import Path
 
 from appliance.setup import apply, clock, takeover
-from appliance.setup.places import Places
+from appliance.setup.places import Places, here
 from appliance.setup.state import load, write
 
 log = logging.getLogger("hob-setup")
@@ -32,4 +30,4 @@ def set_up(places: Places) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    set_up(Places(Path(os.environ.get("HOB_ROOT", "/"))))
+    set_up(here())

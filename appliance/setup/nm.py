@@ -139,6 +139,16 @@ async def guests(interface: str) -> int:
     return (await run("iw", "dev", interface, "station", "dump")).count("Station ")
 
 
+async def admit_guests(interface: str) -> None:
+    """Let the firewall give out addresses and names on this interface (the set `set_up` of nftables.conf)."""
+    await run("nft", "add", "element", "inet", "hob", "set_up", "{", interface, "}")
+
+
+async def turn_guests_away() -> None:
+    """The opposite, for all interfaces."""
+    await run("nft", "flush", "set", "inet", "hob", "set_up")
+
+
 async def obey(country: str) -> None:
     """Let the radio obey a country's rules."""
     await run("iw", "reg", "set", country)

@@ -1,5 +1,6 @@
 """Where things lie on a device."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,3 +45,8 @@ class Places:
     def has_radio(self) -> bool:
         """Whether there is a Wi-Fi radio."""
         return self.radios.is_dir() and any(self.radios.iterdir())
+
+
+def here() -> Places:
+    """This device; HOB_ROOT names another root than /."""
+    return Places(Path(os.environ.get("HOB_ROOT", "/")))
