@@ -30,8 +30,9 @@ from appliance.security import Gate, SecurityMiddleware, caller
 from appliance.security.headers import harden
 from appliance.store import Store
 from appliance.system import Readiness, Watcher
+from appliance.update.work import Updating
 from appliance.workshop import Workshop
-from webui import backups, machine, views
+from webui import backups, machine, updates, views
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def create_app(
     inference = Inference(models, None if settings.engine == "upstream" else engine, store, upstreams)
     jobs = Jobs(store, settings)
     pins = Pins(store)
+    updating = Updating(settings)
     workshop = Workshop(settings, models, jobs, pins, readiness)
     measuring = Measuring(models, engine, settings.data_dir, settings.threads)
     observer = Observer(settings, models, engine, engine_kind(settings), readiness, measuring, store)
@@ -108,6 +110,7 @@ def create_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             await readiness.close()
             await jobs.close()
+            await updating.close()
             await end_streams()
             if upstreams:
                 await upstreams.close()
@@ -132,6 +135,7 @@ def create_app(
             *views.routes(),
             *machine.routes(),
             *backups.routes(),
+            *updates.routes(),
         ],
         middleware=[
             Middleware(SecurityMiddleware, gate=gate, max_body=settings.max_body, refuse=explain),
@@ -153,6 +157,7 @@ def create_app(
     app.state.upstreams = upstreams
     app.state.jobs = jobs
     app.state.pins = pins
+    app.state.updating = updating
     app.state.workshop = workshop
     app.state.measuring = measuring
     app.state.observer = observer

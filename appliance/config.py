@@ -108,6 +108,14 @@ class Settings(BaseSettings):
         "fast", description="fast: int8 activations; exact: float activations, slower."
     )
     backups_kept: int = Field(7, ge=1, le=365, description="Nightly backups that are kept, the newest ones.")
+    update_url: str = Field(
+        "",
+        pattern=r"^$|^https?://",
+        description="Address of a `.manifest.json` asked every night for a newer version; empty: never.",
+    )
+    update_install: bool = Field(
+        False, description="Install what `update_url` has at once, at night, and restart."
+    )
     max_body: int = Field(4 * 2**20, ge=1024, description="Largest request body, in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
 

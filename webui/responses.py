@@ -18,6 +18,7 @@ from appliance.models import Models
 from appliance.overview import Observer
 from appliance.store import Store
 from appliance.system import Readiness
+from appliance.update.work import Updating
 from appliance.workshop import Workshop
 from webui import presenters
 from webui.pages import Page, Sidebar
@@ -47,6 +48,7 @@ class Service(Protocol):
     measuring: Measuring
     jobs: Jobs
     workshop: Workshop
+    updating: Updating
     restart: Callable[[], None] | None
 
 

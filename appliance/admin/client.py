@@ -42,6 +42,15 @@ def present() -> bool:
     return socket_path().is_socket()
 
 
+def absent() -> AdminError:
+    """What to say where there is no administration."""
+    return AdminError(
+        "this kind of installation does not let Hob change the machine it runs on",
+        hint="Only Hob's own images do. Here, use the means of its operating system.",
+        code="not_a_device",
+    )
+
+
 def _quiet(progress: Progress) -> None:
     """Nobody wants to know."""
 
@@ -56,11 +65,7 @@ async def ask(request: Request, answer: type[Answer], tell: Callable[[Progress],
     try:
         reader, writer = await asyncio.open_unix_connection(socket_path(), limit=wire.MAX_LINE)
     except OSError as error:
-        raise AdminError(
-            "this kind of installation does not let Hob change the machine it runs on",
-            hint="Only Hob's own images do. Here, use the means of its operating system.",
-            code="not_a_device",
-        ) from error
+        raise absent() from error
     try:
         writer.write(wire.pack(request))
         await writer.drain()

@@ -23,6 +23,7 @@ class LazyGroup(click.Group):
         "key",
         "owner",
         "backup",
+        "update",
         "discover",
         "doctor",
         "image",

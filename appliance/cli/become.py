@@ -10,7 +10,7 @@ from pathlib import Path
 from appliance.config import load_settings
 from appliance.errors import SettingsError
 
-NOT_FOR = frozenset({"image"})
+NOT_FOR = frozenset({"image", "update"})
 """Verbs that need root and touch nothing of the service."""
 
 

@@ -16,7 +16,7 @@ API_PREFIXES = ("/v1/", "/api/library/")
 API_PATHS = frozenset({"/api/library", "/api/system", "/api/models", "/api/catalogue", "/api/jobs"})
 
 # Forms that bring a file. Their handlers take it piece by piece to the disk, whose free room is the limit.
-UPLOADS = frozenset({"/backups/look"})
+UPLOADS = frozenset({"/backups/look", "/updates/upload"})
 UPLOAD_BODY = 64 * 2**30
 
 # Room for a sign-in form; a stranger has nothing longer to say.

@@ -7,6 +7,7 @@ record    what was tried and how it ended, kept over restarts
 install   the way of a file into the other slot (root)
 gate      the question that a new system must answer (root)
 arrivals  files that came by upload, on a stick or over the network (service)
-offer     what an address has (service)
+offer     what an address has, and `newest` whether that is newer than what runs (service)
 work      the one update that is under way (service)
+story     how the last one went, for people
 """

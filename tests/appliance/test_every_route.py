@@ -99,6 +99,12 @@ TABLE = {
     "GET /jobs/{job}": page(200),
     "POST /jobs/{job}/cancel": page(303),
     "POST /jobs/{job}/again": page(303),
+    "GET /updates": page(200),
+    "POST /updates": page(500, {"source": "http://192.0.2.1/x.raucb"}),
+    "POST /updates/upload": page(400),
+    "POST /updates/look": page(500),
+    "POST /updates/restart": page(500),
+    "POST /updates/back": page(500),
     "GET /backups": page(200),
     "POST /backups/make": page(303),
     "POST /backups/passphrase": page(

@@ -9,7 +9,7 @@ import pytest
 from jinja2 import meta
 from markupsafe import Markup
 
-from webui import assets, model_pages, pages
+from webui import assets, model_pages, pages, update_pages
 from webui.rendering import environment, to_html
 
 TEMPLATES = Path(pages.__file__).parent / "templates"
@@ -137,6 +137,46 @@ SAMPLES: list[pages.Page] = [
         "",
         "",
         "1 GB are free.",
+    ),
+    update_pages.UpdatesPage(
+        SIDEBAR, [], "", False, False, "", None, False, [], "", False, "", "1 GB", "Not <here>.", "Look."
+    ),
+    update_pages.UpdatesPage(
+        SIDEBAR,
+        [pages.Fact("Runs", "0.2.0"), pages.Fact("Other slot", "0.1.0")],
+        "0.3.0 was tried, and 0.2.0 runs again: the <model> is damaged.",
+        True,
+        True,
+        "0.1.0",
+        None,
+        False,
+        [update_pages.Stick("/media/<stick>/hob.raucb", "300 MB")],
+        "http://laptop/hob.manifest.json",
+        True,
+        "0.3.0 is there.",
+        "1 GB",
+        "",
+        "",
+    ),
+    update_pages.UpdatesPage(
+        SIDEBAR,
+        [],
+        "",
+        False,
+        False,
+        "",
+        update_pages.Work("Installing <hob>.raucb", "Copying image to rootfs.1", 40),
+        False,
+        [],
+        "",
+        False,
+        "",
+        "1 GB",
+        "",
+        "",
+    ),
+    update_pages.UpdatesPage(
+        SIDEBAR, [], "", False, False, "", None, True, [], "http://a/b", False, "", "1 GB", "", ""
     ),
     model_pages.JobPage(SIDEBAR, JOBS[:1], ""),
     model_pages.JobPage(SIDEBAR, JOBS[2:], "<said>\n"),
