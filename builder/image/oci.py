@@ -249,6 +249,7 @@ def _add(layer: tarfile.TarFile, path: Path, name: str, epoch: int) -> None:
     if member.islnk():  # two names of one file in the cache are two files here
         member.type, member.linkname, member.size = tarfile.REGTYPE, "", path.stat().st_size
     member.uid = member.gid = 0
+    member.mode = 0o755 if member.isdir() or member.mode & 0o111 else 0o644
     _settle(member, name, epoch)
     member.mtime = epoch  # the same layer for every architecture, whenever its packages were locked
     with path.open("rb") if member.isreg() else contextlib.nullcontext() as content:
