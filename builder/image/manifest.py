@@ -1,8 +1,8 @@
 """What an image is, in one file beside it: `hob-DEVICE-VERSION.manifest.json`.
 
 It names every file of the release with size and checksum, the partitions of the unpacked image with their
-content, and the software that the image carries. A signature of this file thus vouches for all of them. The same
-software as a bill of materials for other programs is made by `builder.image.sbom`.
+content, and the software that the image carries. A signature of this file thus vouches for all of them. The
+same software as a bill of materials for other programs is made by `builder.image.sbom`.
 
 `docs/image-format.md` describes the fields. A field added later does no harm to older readers; a change of
 meaning raises `FORMAT`.
@@ -11,7 +11,7 @@ meaning raises `FORMAT`.
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,8 +23,8 @@ LARGEST = 16 * 2**20
 """Bytes of a manifest that are read at most; one of an image with a thousand packages has 200 kB."""
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*\Z", max_length=200)]
 """A file's name: never a path, so that a manifest can only speak of what lies beside it."""
 
 
@@ -52,7 +52,7 @@ class Partition(msgspec.Struct, frozen=True):
     start: Size
     size: Size
     content: Size = 0
-    sha256: Literal[""] | Digest = ""
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -92,16 +92,14 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         name: what the device calls it.
-        version: SHA-256 over its files, which is how the library names versions.
+        sha256: over its list of files; its first twelve digits are the version that `hob model list` shows.
         size: bytes of all its files.
-        libraries: what it is compiled for: "x86_64-avx2".
-        licence: an SPDX expression; "" where the model names none.
+        licence: as its model card names it; "" where it names none.
     """
 
     name: str
-    version: str
+    sha256: Digest
     size: Size
-    libraries: tuple[str, ...] = ()
     licence: str = ""
 
 
@@ -119,6 +117,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         lock: SHA-256 of the package lock.
         image: the unpacked image.
         files: what the release consists of, apart from the manifest and its signature.
+        debian, python, models: software in the image. Hob itself is among the Python packages.
+        libraries: the models' compiled libraries.
+        imager: the image's entry in Raspberry Pi Imager's list, with the file's name for a URL.
     """
 
     format: int = FORMAT
@@ -136,6 +137,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     debian: tuple[Package, ...] = ()
     python: tuple[Package, ...] = ()
     models: tuple[Model, ...] = ()
+    libraries: tuple[File, ...] = ()
+    imager: dict[str, Any] = {}
 
     def file(self, name: str) -> File | None:
         """The file of the release that has this name."""
