@@ -9,8 +9,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from builder.errors import UnsupportedError
+from builder.errors import BuildError, UnsupportedError
 from builder.image import boot_uefi, disk, oci, stages
+from builder.image.bundle import make_bundle
 from builder.image.cache import Cache, require_space
 from builder.image.mirror import find_mirror
 from builder.image.packages import Lock, dump, fetch
@@ -96,10 +97,51 @@ def build_disk(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:
         else:
             tell("disk", "packing", 0.5)
             made.append(disk.compress(image, work / f"{name}.img.xz", toolbox))
+        if order.keys:
+            tell("bundle", "the update of this version", None)
+            made.append(bundle_of(order, lock, root, kernel, toolbox, work / f"{name}.raucb"))
         (work / f"{name}.lock.toml").write_text(dump(lock))
         made.append(work / f"{name}.lock.toml")
         tell("disk", "done", 1.0)
         return sorted(publish(path, order.out) for path in made)
+
+
+def build_bundle(order: Order, cache: Cache, tell: Tell) -> Path:
+    """The update alone, for devices that were flashed with an image of the same keys.
+
+    Raises:
+        BuildError: there are no keys, or the recipe's device takes no updates; else as `build_image`.
+    """
+    if order.keys is None:
+        raise BuildError("an update must be signed", hint="Name the folder of keys: --keys DIR")
+    if order.recipe.format != "disk":
+        raise UnsupportedError(f"{order.recipe.name} takes no updates of this kind")
+    toolbox = tools(order, cache, tell)
+    require_space(cache.root, ROOM, "Building an update")
+    order.out.mkdir(parents=True, exist_ok=True)
+    lock = packages(order, toolbox, order.recipe.architecture, tell)
+    base = stages.base(order, lock, toolbox, tell)
+    kernel = stages.kernel(order, lock, base, toolbox, tell)
+    root = stages.root(order, lock, base, stages.added(order, lock, toolbox, tell), toolbox, tell)
+    tell("bundle", "the update", None)
+    with toolbox.scratch("update") as work:
+        name = f"hob-{order.recipe.name}-{order.version}.raucb"
+        return publish(bundle_of(order, lock, root, kernel, toolbox, work / name), order.out)
+
+
+def bundle_of(order: Order, lock: Lock, root: Path, kernel: Path, toolbox: Toolbox, out: Path) -> Path:
+    """The bundle `out`, of a root and a kernel that are made."""
+    assert order.keys
+    return make_bundle(
+        toolbox,
+        out,
+        compatible=order.recipe.compatible,
+        version=order.version,
+        keys=order.keys,
+        root=root / stages.ROOT,
+        kernel=kernel / boot_uefi.KERNEL,
+        epoch=lock.epoch,
+    )
 
 
 def build_container(order: Order, toolbox: Toolbox, tell: Tell) -> Path:

@@ -89,6 +89,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "bin/bootctl").chmod(0o755)
     (tmp_path / "boot/loader/loader.conf").write_text("timeout 0\ndefault hob-a.efi\neditor no\n")
     (tmp_path / "boot/EFI/Linux/hob-a.efi").write_text("kernel")
+    (tmp_path / "proc/mounts").write_text(f"/dev/vda1 {tmp_path}/boot vfat rw,noatime 0 0\n")
     machine = Machine(tmp_path)
     machine.boot()
     yield machine
@@ -263,3 +264,24 @@ def test_a_command_line_without_a_slot(machine: Machine) -> None:
     (machine.root / "proc/cmdline").write_text("ro quiet\n")
     assert machine.run("get-current").returncode == 1
     assert machine.run("set-state", "a", "good").returncode == 1
+
+
+def test_a_boot_partition_that_is_only_read(machine: Machine) -> None:
+    """It is made writable for the loader's file, and read-only again, also when something fails."""
+    mounts, log = machine.root / "proc/mounts", machine.root / "mounted"
+    mounts.write_text(f"/dev/vda1 {machine.root}/boot vfat ro,noatime 0 0\n")
+    tool = machine.root / "bin/mount"
+    tool.write_text(f'#!/bin/sh\necho "$@" >>{log}\n')
+    tool.chmod(0o755)
+    machine.install("b")
+    machine.boot()
+    assert not log.exists()  # choosing a slot for one boot writes nothing there
+    machine("set-state", "b", "good")
+    boot = machine.root / "boot"
+    assert log.read_text() == f"-o remount,rw {boot}\n-o remount,ro {boot}\n"
+    log.unlink()
+    (boot / "loader/loader.conf").unlink()
+    (boot / "loader").rmdir()
+    (boot / "loader").write_text("damaged")
+    assert machine.run("set-state", "b", "good").returncode != 0
+    assert log.read_text().splitlines()[-1] == f"-o remount,ro {boot}"
