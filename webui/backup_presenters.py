@@ -89,9 +89,9 @@ def card(ready: Prepared, present: Counts, now: datetime) -> RestoreCard:
     counts, head = manifest.counts, manifest.header
     facts = [
         ("From", f"{head.name}, {when(head.created, now)}, Hob {head.version}"),
-        ("Chats", f"{counts.chats} with {counts.messages} messages"),
+        ("Chats", f"{counts.chats} with {counted(counts.messages, 'message')}"),
         ("API keys", str(counts.keys)),
-        ("Models", f"a list of {manifest.models}; they are added again afterwards"),
+        ("Models", f"a list of {manifest.models}, to add them again afterwards"),
         ("Password", "the owner's, as it was then" if counts.owner else "none"),
     ]
     return RestoreCard(ready.token, facts, replaces(present), (*ready.notes, *remarks(ready, manifest)))
@@ -111,10 +111,14 @@ def replaces(present: Counts) -> str:
     """What is on this machine now."""
     if not present.chats:
         return "This Hob has no chats yet; its password and keys are replaced."
-    chats = f"{present.chats} chats with {present.messages} messages"
-    return (
-        f"This replaces what is here: {chats}, {present.keys} API keys, the password. It is backed up first."
-    )
+    chats = f"{counted(present.chats, 'chat')} with {counted(present.messages, 'message')}"
+    named = counted(present.keys, "API key")
+    return f"This replaces what is here: {chats}, {named}, the password. It is backed up first."
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 chat", "2 chats"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def missing_row(one: Wanted) -> MissingRow:
