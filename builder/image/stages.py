@@ -15,6 +15,7 @@ from builder.errors import FormatError, RecipeError
 from builder.image import boot_uefi, disk, overlay, packages, rauc, rootfs
 from builder.image import root as roots
 from builder.image.cache import Cache, digest, file_digest, tree_digest
+from builder.image.keys import Keys
 from builder.image.mirror import Mirror
 from builder.image.packages import Lock, missing
 from builder.image.recipe import Recipe, toml
@@ -43,7 +44,7 @@ class Order:
         mirror: URL of a Debian mirror; "" for the host's own.
         lock: the lock file to build from; it is written if it does not exist. None: what the cache remembers.
         update: take the newest packages although there is a lock.
-        keyring: authorities whose updates the device takes; None for none.
+        keys: what the files are signed with, and whose updates the device takes; None for neither.
         fast: weaker compression and no packed image, to try things out.
     """
 
@@ -53,7 +54,7 @@ class Order:
     mirror: str = ""
     lock: Path | None = None
     update: bool = False
-    keyring: Path | None = None
+    keys: Keys | None = None
     fast: bool = False
 
 
@@ -278,7 +279,7 @@ def root_inputs(order: Order, lock: Lock, toolbox: Toolbox) -> dict[str, Any]:
         "overlay": overlay.inputs(contents(order, lock), toolbox),
         "build_only": order.recipe.build_only,
         "compatible": order.recipe.compatible,
-        "keyring": file_digest(order.keyring) if order.keyring else "",
+        "keyring": file_digest(order.keys.keyring) if order.keys else "",
         "level": level(order),
         "code": [file_digest(Path(module.__file__ or "")) for module in (roots, rauc, disk)],
     }
@@ -303,7 +304,7 @@ def root(order: Order, lock: Lock, base: Path, added: Path, toolbox: Toolbox, te
                 compatible=order.recipe.compatible,
                 version=order.version,
                 boot=boot,
-                keyring=order.keyring,
+                keyring=order.keys.keyring if order.keys else None,
             )
             layers = [added, work / "updates"]
             roots.merge(toolbox, base, layers, work / "tree", build_only=order.recipe.build_only)

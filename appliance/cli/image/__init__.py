@@ -11,7 +11,17 @@ from builder.errors import ToolMissingError
 class ImageGroup(click.Group):
     """Knows its verbs by name and imports a verb only when it is called."""
 
-    verbs: ClassVar[tuple[str, ...]] = ("list", "show", "plan", "build", "verify", "flash", "bundle", "keys")
+    verbs: ClassVar[tuple[str, ...]] = (
+        "list",
+        "show",
+        "plan",
+        "build",
+        "verify",
+        "flash",
+        "bundle",
+        "keys",
+        "prune",
+    )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, in the order a person meets them."""

@@ -1,0 +1,49 @@
+"""Gives back what the cache holds and no build has used for a while."""
+
+import time
+from pathlib import Path
+
+from builder.errors import FormatError
+from builder.image import packages
+from builder.image.cache import Cache, Kept
+
+DAY = 86400
+
+
+def unused(cache: Cache, days: int, now: float | None = None) -> list[Kept]:
+    """Results that no build has used for so many days, and packages that no remembered lock names."""
+    limit = (time.time() if now is None else now) - days * DAY
+    found = [kept for kept in cache.kept() if kept.used < limit]
+    named = {package.sha256 for lock in remembered(cache) for package in lock.packages}
+    for path in sorted((cache.root / "debs").glob("*/*.deb")):
+        status = path.stat()
+        if path.stem not in named and status.st_mtime < limit:
+            found.append(Kept("debs", path.stem, path, status.st_size, status.st_mtime))
+    return found
+
+
+def remembered(cache: Cache) -> list[packages.Lock]:
+    """The locks in the cache that can be read."""
+    found = []
+    for path in sorted((cache.root / "resolved").glob("*.toml")):
+        try:
+            found.append(packages.parse(path.read_text(), path))
+        except FormatError:
+            path.unlink()  # it would be resolved again anyway
+    return found
+
+
+def remove(cache: Cache, gone: list[Kept]) -> None:
+    """Remove results and packages, and what killed builds have left."""
+    for kept in gone:
+        if kept.path.is_dir():
+            # Renamed first, so that a result is never there in part.
+            grave = cache.root / "work" / f"gone.0.{kept.path.name}"
+            grave.parent.mkdir(parents=True, exist_ok=True)
+            kept.path.rename(grave)
+            cache.remove(grave)
+        else:
+            kept.path.unlink()
+    work = cache.root / "work"
+    if Path(work).is_dir():
+        cache.sweep(work)
