@@ -65,7 +65,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a backup consists of.
 
     Attributes:
-        header: as the first line of the file says it, which could be changed by anybody.
+        header: as the first line of the file says it.
+        line: SHA-256 of that line in hex, which anybody could change.
         counts: of the database.
         models: how many are listed.
         steps: the schema's migrations that had been applied.
@@ -73,6 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     header: Header
+    line: Annotated[str, msgspec.Meta(pattern=SHA256)]
     counts: Counts
     models: Count
     steps: tuple[Annotated[str, msgspec.Meta(max_length=200)], ...]
@@ -124,9 +126,9 @@ class Unpacking:
         proven: whether the passphrase's own proof stands under it.
     """
 
-    def __init__(self, where: str, header: Header, opener: Opener, folder: Path | None) -> None:
+    def __init__(self, where: str, line: bytes, opener: Opener, folder: Path | None) -> None:
         self._where = where
-        self._header = header
+        self._line = hashlib.sha256(line).hexdigest()
         self._opener = opener
         self._folder = folder
         self.manifest: Manifest | None = None
@@ -194,7 +196,7 @@ class Unpacking:
             raise self._damaged("its manifest lists no database, or a file twice")
         if any(file.size > MAX_SMALL for file in manifest.files if file.name != DATABASE):
             raise self._damaged("its manifest lists a file that is too large")
-        if manifest.header != self._header:
+        if manifest.line != self._line:
             raise self._damaged("its first line was changed")
         return manifest
 

@@ -168,8 +168,10 @@ def _seal(
         KEY: msgspec.json.encode(msgspec.structs.replace(key, identity="")),
     }
     progress("reading it", 0.4)
+    line = header.encode(head)
     manifest = Manifest(
         header=head,
+        line=hashlib.sha256(line).hexdigest(),
         counts=snapshot.counts(copy),
         models=len(msgspec.json.decode(small[MODELS], type=Models).models),
         steps=snapshot.steps(copy),
@@ -181,7 +183,7 @@ def _seal(
         partial = path.with_name(f".{path.name}.part")
         try:
             with open(partial, "xb", opener=keys.private) as out:
-                out.write(header.encode(head))
+                out.write(line)
                 sealing.seal(content.pack(manifest, key, sources), out, key.recipients)
                 out.flush()
                 os.fsync(out.fileno())

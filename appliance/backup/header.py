@@ -52,8 +52,8 @@ def encode(header: Header) -> bytes:
     return MAGIC + b"%d " % VERSION + msgspec.json.encode(header) + b"\n"
 
 
-def read(stream: BinaryIO, where: str) -> Header:
-    """Read the line; `stream` stands before the age file then.
+def read(stream: BinaryIO, where: str) -> tuple[Header, bytes]:
+    """What the line says, and the line itself; `stream` stands before the age file then.
 
     Raises:
         BackupError: it is none, or one that only a newer Hob knows; names `where`.
@@ -71,7 +71,7 @@ def read(stream: BinaryIO, where: str) -> Header:
             hint="Update this Hob first.",
         )
     try:
-        return msgspec.json.decode(text, type=Header)
+        return msgspec.json.decode(text, type=Header), line
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BackupError(
             f"{where} is damaged: its first line says {error}", hint="Take another copy of it."
@@ -86,4 +86,4 @@ def peek(path: Path) -> Header:
         LibraryError: it cannot be read.
     """
     with space.writing(path), path.open("rb") as stream:
-        return read(stream, str(path))
+        return read(stream, str(path))[0]

@@ -115,9 +115,9 @@ def look(path: Path, data_dir: Path, *, passphrase: str = "", identity: str = ""
         BackupError, PassphraseError: as `prepare`.
     """
     with space.writing(path), path.open("rb") as stream:
-        head = header.read(stream, str(path))
+        head, line = header.read(stream, str(path))
         key = opener(head, data_dir, passphrase=passphrase, identity=identity)
-        unpacking = Unpacking(str(path), head, key, None)
+        unpacking = Unpacking(str(path), line, key, None)
         sealing.unseal(stream, unpacking.taker(), key, str(path))
     assert unpacking.manifest is not None
     return unpacking.manifest
@@ -229,9 +229,9 @@ def _ready(data_dir: Path, token: str) -> Path:
 def _unpack(path: Path, data_dir: Path, inside: Path, passphrase: str, identity: str) -> Unpacking:
     # An error without a file name is the disk's that is written to; reading names its own.
     with space.writing(path), path.open("rb") as stream:
-        head = header.read(stream, str(path))
+        head, line = header.read(stream, str(path))
         key = opener(head, data_dir, passphrase=passphrase, identity=identity)
-        unpacking = Unpacking(str(path), head, key, inside)
+        unpacking = Unpacking(str(path), line, key, inside)
         sealing.unseal(stream, unpacking.taker(), key, str(path))
         return unpacking
 

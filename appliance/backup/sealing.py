@@ -57,7 +57,9 @@ def unseal(stream: BinaryIO, taker: Taker, opener: Opener, where: str) -> None:
             raise PassphraseError(
                 f"{where}: it was not made for this passphrase or identity", hint="Try an older one."
             ) from error
-        raise reader.error or BackupError(f"{where} is damaged: {error}", hint=AGAIN) from error
+        raise reader.error or BackupError(
+            f"{where} is damaged: {str(error).splitlines()[0]}", hint=AGAIN
+        ) from error
     except OSError as error:
         if not writer.done:
             raise reader.error or BackupError(f"{where} is damaged", hint=AGAIN) from error
