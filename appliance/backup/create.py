@@ -112,6 +112,7 @@ def _create(settings: Settings, wanted: Request, place: Path, progress: Progress
                 hint="Set one first: `hob backup passphrase`, or the page Backups.",
             )
         target = wanted.to or place
+        folder.sweep(target, folder.PART)  # of one that was killed; the lock is ours
         _ensure_room(database, place, target)
         progress("copying the database", 0.1)
         copy = inside / DATABASE

@@ -21,6 +21,7 @@ from appliance.library import space
 NAME: Final = "backups"
 LAST: Final = "last.json"
 MAKING: Final = ".making-"
+PART: Final = f".hob-*{SUFFIX}.part"
 
 SAFETY: Final = 2
 """Backups kept of those that are made before another one is restored."""
@@ -143,6 +144,7 @@ def working(folder: Path) -> Iterator[Path]:
         except BlockingIOError as error:
             raise ConflictError("a backup is being made already", hint="Wait until it is done.") from error
         sweep(folder, MAKING)
+        sweep(folder, f".*{keys.PART}", 60)  # of a page that sets a passphrase at this moment, not
         inside = folder / f"{MAKING}{os.getpid()}"
         try:
             with space.writing(folder):

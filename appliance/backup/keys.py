@@ -27,6 +27,9 @@ from appliance.library import space
 from appliance.library.shelf import sync
 
 FILE: Final = "key.json"
+PART: Final = ".new"
+"""What the name of a small file ends with until it is complete."""
+
 FORMER: Final = "key-before.json"
 """The key of the time before there was a passphrase, as long as one of its backups may be there."""
 
@@ -246,7 +249,7 @@ def write(file: Path, data: bytes) -> None:
     """
     with space.writing(file.parent):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+        partial = file.with_name(f".{file.name}.{os.getpid()}{PART}")
         try:
             with open(partial, "wb", opener=private) as stream:
                 stream.write(data)
