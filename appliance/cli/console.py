@@ -17,11 +17,12 @@ from appliance.system import Health, Watcher
 class Console(Watcher):
     """Where Hob is goes to standard output, everything else to standard error.
 
-    `setup_code` is shown when it is not "".
+    `setup_code` is shown when it is not "". `host` is the name that the LAN knows Hob by.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.setup_code = ""
+        self.host = f"{settings.name}.local"
         self._settings = settings
         self._shown = False
         self._bar = Bar(f"Compiling {settings.model} for this machine, this once ...")
@@ -63,6 +64,7 @@ class Console(Watcher):
 
     def named(self, host: str) -> None:
         """Say under which name the LAN knows Hob, where it is not the one asked for."""
+        self.host = host or self.host
         if host and host != f"{self._settings.name}.local":
             click.echo(f"The name was taken; on the network Hob is http://{host}:{self._settings.port}")
 

@@ -55,6 +55,7 @@ def write_files(places: Places, state: State) -> None:
     write(folder / "ssh/authorized_keys", keys.encode(), 0o600)
     name = connection.set_up_name(_read(folder / "machine-id"))
     connections = folder / "connections"
+    _connection(connections, connection.CABLE, connection.cable())
     _connection(connections, connection.SET_UP, connection.set_up(name, state.setup_code))
     if state.wifi:
         _connection(connections, connection.WIFI, connection.wifi(state.wifi))

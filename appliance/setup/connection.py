@@ -1,9 +1,12 @@
-"""NetworkManager's connection files (nm-settings-keyfile(5)): the owner's network, and the set-up network."""
+"""NetworkManager's connections (nm-settings-keyfile(5)): cables, the owner's Wi-Fi, the set-up network."""
 
 import re
 import uuid
 
 from appliance.setup.wishes import Wifi
+
+CABLE = "cable"
+"""The connection of every cable."""
 
 WIFI = "wifi"
 """The connection to the owner's network; also the name of its file."""
@@ -15,6 +18,33 @@ SET_UP_ADDRESS = "10.42.0.1"
 
 _SPACE = uuid.UUID("6f1c0e2a-9a52-5f6e-8d5c-0b5f6a0e7d11")
 """Connections have the same id on every start, so that NetworkManager knows them again."""
+
+
+def cable() -> str:
+    """The file for all cables: an address from the router, or one of Hob's own choosing where none is given.
+
+    So a laptop on a single cable reaches Hob too (RFC 3927, and the name by multicast DNS).
+    """
+    return "\n".join(
+        [
+            "[connection]",
+            f"id={CABLE}",
+            f"uuid={uuid.uuid5(_SPACE, CABLE)}",
+            "type=ethernet",
+            "autoconnect-priority=10",
+            "autoconnect-retries=0",
+            "multi-connect=3",
+            "",
+            "[ipv4]",
+            "method=auto",
+            "link-local=4",
+            "dhcp-timeout=2147483647",
+            "",
+            "[ipv6]",
+            "method=auto",
+            "",
+        ]
+    )
 
 
 def wifi(network: Wifi) -> str:
