@@ -193,7 +193,7 @@ async def _prepare(here: Service, path: Path, secret: str, name: str) -> Prepare
             restore.prepare, path, here.settings.data_dir, quiet, passphrase=secret
         )
     except HobError as error:
-        error.message = error.message.replace(str(path), name)
+        error.message = error.message.replace(str(path), f"the file {name}")
         error.args = (error.message,)
         raise
 

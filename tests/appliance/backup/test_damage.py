@@ -326,7 +326,7 @@ def stick(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small disk needs root")
     place = tmp_path / "stick"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this system mounts no tmpfs")
     try:
