@@ -106,7 +106,7 @@ def initramfs(
                 (work / Path(name).name).write_text(text)
                 bound[work / Path(name).name] = f"/{name}"
         made = work / "initramfs"
-        Toolbox(tree, toolbox.cache).run(
+        toolbox.within(tree).run(
             ["mkinitramfs", "-d", merged, "-o", made, release],
             write=[work],
             bound=bound,
@@ -156,14 +156,8 @@ def kernel(
         made = work / KERNEL
         toolbox.run(
             [
-                "ukify",
-                "build",
-                *_ukify(firmware, "linux"),
-                f"--linux={linux}",
-                f"--initrd={initramfs}",
-                f"--os-release=@{release}",
-                f"--cmdline={line}",
-                f"--output={made}",
+                *("ukify", "build", *_ukify(firmware, "linux"), f"--linux={linux}", f"--initrd={initramfs}"),
+                *(f"--os-release=@{release}", f"--cmdline={line}", f"--output={made}"),
             ],
             read=[linux, initramfs],
             write=[work],
@@ -216,11 +210,8 @@ def partition(
             folder.mkdir(parents=True)
             toolbox.run(
                 [
-                    "ukify",
-                    "build",
-                    *_ukify(firmware, "addon"),
-                    f"--cmdline={slot_words(slot, compatible)}",
-                    f"--output={folder}/slot.addon.efi",
+                    *("ukify", "build", *_ukify(firmware, "addon")),
+                    *(f"--cmdline={slot_words(slot, compatible)}", f"--output={folder}/slot.addon.efi"),
                 ],
                 write=[work],
                 env={"SOURCE_DATE_EPOCH": str(epoch)},

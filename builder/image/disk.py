@@ -68,25 +68,14 @@ def identity(compatible: str, label: str) -> UUID:
 
 
 def squash(tree: Path, out: Path, *, epoch: int, toolbox: Toolbox, level: int = LEVEL) -> Path:
-    """Pack a root file system, with owners, modes, capabilities, and every time set to `epoch`."""
+    """Pack a root file system, with owners, modes, capabilities, and times no later than `epoch`."""
     out.unlink(missing_ok=True)
     toolbox.run(
         [
-            "mksquashfs",
-            tree,
-            out,
-            "-noappend",
-            "-quiet",
-            "-no-progress",
-            "-comp",
-            "zstd",
-            "-Xcompression-level",
-            str(level),
-            "-b",
-            str(BLOCK),
+            *("mksquashfs", tree, out, "-noappend", "-quiet", "-no-progress"),
+            *("-comp", "zstd", "-Xcompression-level", str(level), "-b", str(BLOCK)),
             # ACLs cannot be stored; capabilities of programs can.
-            "-xattrs-exclude",
-            "^system\\.",
+            *("-xattrs-exclude", "^system\\."),
         ],
         read=[tree],
         write=[out.parent],
@@ -114,21 +103,13 @@ def build(out: Path, parts: Sequence[Part], *, compatible: str, epoch: int, tool
             if part.tree:
                 part = replace(part, tree=settled(part.tree, work / f"tree-{number}", epoch))
             text = definition(part, identity(compatible, part.label))
-            (definitions / f"{number * 10}-{part.label.lower()}.conf").write_text(text)
+            (definitions / f"{number:02}-{part.label.lower()}.conf").write_text(text)
         image = work / out.name
         toolbox.run(
             [
-                "systemd-repart",
-                "--empty=create",
-                "--size=auto",
-                "--offline=yes",
-                "--sector-size=512",
-                "--discard=no",
-                "--no-pager",
-                "--json=off",
-                f"--seed={identity(compatible, 'disk')}",
-                f"--definitions={definitions}",
-                image,
+                *("systemd-repart", "--empty=create", "--size=auto", "--offline=yes", "--sector-size=512"),
+                *("--discard=no", "--no-pager", "--json=off", f"--seed={identity(compatible, 'disk')}"),
+                *(f"--definitions={definitions}", image),
             ],
             read=[part.blocks for part in parts if part.blocks],
             write=[work],
@@ -141,11 +122,13 @@ def build(out: Path, parts: Sequence[Part], *, compatible: str, epoch: int, tool
         )
         # Zeros become holes, which the block map leaves out. (fallocate --dig-holes passes over what
         # systemd-repart has set aside and never written, and bmaptool takes that for data.)
-        sparse = work / "sparse.img"
+        out.unlink(missing_ok=True)
         toolbox.run(
-            ["cp", "--sparse=always", "--reflink=never", image, sparse], write=[work], timeout=TIMEOUT
+            ["cp", "--sparse=always", "--reflink=never", image, out],
+            read=[work],
+            write=[out.parent],
+            timeout=TIMEOUT,
         )
-        sparse.replace(out)
     return out
 
 
