@@ -21,7 +21,7 @@ class Disk:
         self.path = path
 
     @classmethod
-    def copy(cls, emulator: Emulator, image: Path, path: Path, size: int = 4 * 2**30) -> "Disk":
+    def copy(cls, emulator: Emulator, image: Path, path: Path, size: int = 8 * 2**30) -> "Disk":
         """A disk of `size` bytes that an image was written to. It takes no more space than the content."""
         subprocess.run(["cp", "--reflink=auto", "--sparse=always", image, path], check=True)
         assert path.stat().st_size <= size, f"{image} is larger than the disk"
