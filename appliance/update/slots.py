@@ -58,13 +58,13 @@ class _Slot(msgspec.Struct):
 
     bootname: str | None = None
     boot_status: str | None = None
+    state: str = ""
 
 
 class _Status(msgspec.Struct):
     """`rauc status --output-format=json`."""
 
     compatible: str
-    booted: str | None
     boot_primary: str | None
     slots: list[dict[str, _Slot]]
 
@@ -79,9 +79,7 @@ def parse(status: str, default: str, image: str, room: dict[str, int]) -> Slots:
         told = msgspec.json.decode(status, type=_Status)
         about = tomllib.loads(image)
         by_name = {name: slot for one in told.slots for name, slot in one.items() if slot.bootname}
-        current = next(
-            slot.bootname for name, slot in by_name.items() if told.booted in (name, slot.bootname)
-        )
+        current = next(slot.bootname for slot in by_name.values() if slot.state == "booted")
         primary = by_name[told.boot_primary].bootname if told.boot_primary in by_name else default
         if {slot.bootname for slot in by_name.values()} != set(NAMES) or default not in NAMES:
             raise ValueError("its slots are not called a and b")
