@@ -4,15 +4,18 @@ Every stage is kept by what it was made from, so a second build does only what h
 interrupted goes on where it stopped. `stages` has what each stage depends on.
 """
 
+import hashlib
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import BuildError, UnsupportedError
-from builder.image import boot_uefi, disk, oci, stages
+from builder.image import disk, layout, oci, release, stages
 from builder.image.bundle import make_bundle
 from builder.image.cache import Cache, require_space
+from builder.image.inventory import software
+from builder.image.layout import Layout
 from builder.image.mirror import find_mirror
 from builder.image.packages import Lock, dump, fetch
 from builder.image.stages import Order, Tell
@@ -20,6 +23,25 @@ from builder.image.toolbox import Toolbox, open_toolbox
 
 # Working room beside what is kept: the unpacked tree, the raw image and its packed form.
 ROOM = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class System:
+    """A system that boots, as the stages have left it: folders of the cache.
+
+    Attributes:
+        lock: its packages.
+        base: Debian.
+        added: what Hob adds.
+        kernel: what `layout` needs to make it boot.
+        root: the sealed root file system.
+    """
+
+    lock: Lock
+    base: Path
+    added: Path
+    kernel: Path
+    root: Path
 
 
 def build_image(order: Order, cache: Cache, tell: Tell) -> list[Path]:
@@ -40,70 +62,98 @@ def build_image(order: Order, cache: Cache, tell: Tell) -> list[Path]:
         RecipeError, CommandError: the recipe asks for what cannot be made; the message says what.
     """
     toolbox = tools(order, cache, tell)
-    require_space(cache.root, ROOM, "Building an image")
-    order.out.mkdir(parents=True, exist_ok=True)
     match order.recipe.format:
         case "disk":
             return build_disk(order, toolbox, tell)
         case "oci":
-            return [build_container(order, toolbox, tell)]
+            return build_container(order, toolbox, tell)
         case other:
             raise UnsupportedError(f"a recipe of format {other} cannot be built yet")
 
 
 def tools(order: Order, cache: Cache, tell: Tell) -> Toolbox:
-    """The toolbox, made first where there is none, with a cache that can remove what its programs write."""
-    tell("tools", "Debian tools in a root of their own", None)
+    """The toolbox, made first where there is none; room to work and a folder for the result are there."""
+    tell("tools", "Debian's tools in a root of their own", None)
 
     def line(text: str) -> None:
         if text.startswith("I: "):
             tell("tools", text[3:].split("...")[0], None)
 
     toolbox = open_toolbox(cache, mirror=order.mirror, line=line)
-    return replace(toolbox, cache=replace(cache, remove=toolbox.remove))
+    require_space(cache.root, ROOM, "Building an image")
+    order.out.mkdir(parents=True, exist_ok=True)
+    return toolbox
+
+
+def packages(order: Order, toolbox: Toolbox, architecture: str, tell: Tell) -> Lock:
+    """The lock of an architecture, with all its packages kept. Asks the mirror only for what is not there."""
+    tell("packages", f"packages for {architecture}", None)
+    lock = stages.locked(order, architecture, toolbox.cache)
+    if lock is None:
+        tell("packages", "asking the mirror which there are", None)
+        lock = stages.resolve(order, architecture, toolbox, find_mirror(order.mirror))
+    if stages.missing(lock, toolbox.cache):
+        fetch(toolbox, find_mirror(order.mirror), lock, tell)
+    return lock
+
+
+def build_system(order: Order, toolbox: Toolbox, tell: Tell) -> System:
+    """Everything of a system that boots but its disk."""
+    lock = packages(order, toolbox, order.recipe.architecture, tell)
+    base = stages.base(order, lock, toolbox, tell)
+    added = stages.added(order, lock, toolbox, tell)
+    kernel = stages.kernel(order, lock, base, toolbox, tell)
+    root = stages.root(order, lock, base, added, toolbox, tell)
+    return System(lock, base, added, kernel, root)
 
 
 def build_disk(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:
     """A disk image that boots, with what is published beside it."""
     recipe, name = order.recipe, f"hob-{order.recipe.name}-{order.version}"
-    lock = packages(order, toolbox, recipe.architecture, tell)
-    base = stages.base(order, lock, toolbox, tell)
-    added = stages.added(order, lock, toolbox, tell)
-    kernel = stages.kernel(order, lock, base, toolbox, tell)
-    root = stages.root(order, lock, base, added, toolbox, tell)
+    system = build_system(order, toolbox, tell)
     with toolbox.scratch("image") as work:
-        tell("disk", "partitions", 0.0)
-        files = boot_uefi.partition(
-            work / "hob",
-            kernel=kernel / boot_uefi.KERNEL,
+        tell("disk", "partitions", None)
+        plan = layout.make(recipe, system.lock, system.kernel, system.root / stages.ROOT, work, toolbox)
+        image = disk.build(
+            work / f"{name}.img",
+            plan.parts,
             compatible=recipe.compatible,
-            size=recipe.disk.boot * disk.MIB,
-            architecture=recipe.architecture,
-            epoch=lock.epoch,
+            epoch=system.lock.epoch,
             toolbox=toolbox,
         )
-        parts = [
-            disk.Part("HOB", "esp", recipe.disk.boot * disk.MIB, "vfat", "HOB", tree=files),
-            disk.Part("root-a", "linux-generic", recipe.disk.root * disk.MIB, blocks=root / stages.ROOT),
-            disk.Part("root-b", "linux-generic", recipe.disk.root * disk.MIB),
-            disk.Part("data", "var", recipe.disk.data * disk.MIB, "ext4", "hob-data"),
-        ]
-        image = disk.build(
-            work / f"{name}.img", parts, compatible=recipe.compatible, epoch=lock.epoch, toolbox=toolbox
-        )
-        made = [disk.block_map(image, work / f"{name}.img.bmap", toolbox)]
-        if order.fast:
-            made.append(image)
-        else:
-            tell("disk", "packing", 0.5)
-            made.append(disk.compress(image, work / f"{name}.img.xz", toolbox))
+        (work / f"{name}.lock.toml").write_text(dump(system.lock))
+        made = [work / f"{name}.lock.toml", disk.block_map(image, work / f"{name}.img.bmap", toolbox)]
         if order.keys:
-            tell("bundle", "the update of this version", None)
-            made.append(bundle_of(order, lock, root, kernel, toolbox, work / f"{name}.raucb"))
-        (work / f"{name}.lock.toml").write_text(dump(lock))
-        made.append(work / f"{name}.lock.toml")
-        tell("disk", "done", 1.0)
-        return sorted(publish(path, order.out) for path in made)
+            tell("bundle", "signed update", None)
+            made.append(bundle(order, system, plan, toolbox, work / f"{name}.raucb"))
+        if order.fast:
+            return sorted(publish(path, order.out) for path in (*made, image))
+        tell("pack", "packed image", None)
+        made.append(disk.compress(image, work / f"{name}.img.xz", toolbox))
+        # What vouches for the other files goes first and comes last.
+        for path in order.out.glob(f"{name}.manifest.json*"):
+            path.unlink()
+        files = [publish(path, order.out) for path in made]
+        tell("manifest", "manifest and bill of materials", None)
+        release.write(
+            order.out,
+            recipe=recipe,
+            contents=release.Contents(
+                version=order.version,
+                epoch=system.lock.epoch,
+                lock=hashlib.sha256(dump(system.lock).encode()).hexdigest(),
+                slots=plan.slots,
+                **software(system.lock, system.base, system.added),
+            ),
+            image=image,
+            parts=plan.parts,
+            files=files,
+            signing=order.keys,
+            tell=tell,
+        )
+    return sorted(
+        {*files, *(path for end in release.ENDINGS if (path := order.out / f"{name}{end}").exists())}
+    )
 
 
 def build_bundle(order: Order, cache: Cache, tell: Tell) -> Path:
@@ -117,20 +167,16 @@ def build_bundle(order: Order, cache: Cache, tell: Tell) -> Path:
     if order.recipe.format != "disk":
         raise UnsupportedError(f"{order.recipe.name} takes no updates of this kind")
     toolbox = tools(order, cache, tell)
-    require_space(cache.root, ROOM, "Building an update")
-    order.out.mkdir(parents=True, exist_ok=True)
-    lock = packages(order, toolbox, order.recipe.architecture, tell)
-    base = stages.base(order, lock, toolbox, tell)
-    kernel = stages.kernel(order, lock, base, toolbox, tell)
-    root = stages.root(order, lock, base, stages.added(order, lock, toolbox, tell), toolbox, tell)
-    tell("bundle", "the update", None)
+    system = build_system(order, toolbox, tell)
+    tell("bundle", "signed update", None)
     with toolbox.scratch("update") as work:
+        plan = layout.make(order.recipe, system.lock, system.kernel, system.root / stages.ROOT, work, toolbox)
         name = f"hob-{order.recipe.name}-{order.version}.raucb"
-        return publish(bundle_of(order, lock, root, kernel, toolbox, work / name), order.out)
+        return publish(bundle(order, system, plan, toolbox, work / name), order.out)
 
 
-def bundle_of(order: Order, lock: Lock, root: Path, kernel: Path, toolbox: Toolbox, out: Path) -> Path:
-    """The bundle `out`, of a root and a kernel that are made."""
+def bundle(order: Order, system: System, plan: Layout, toolbox: Toolbox, out: Path) -> Path:
+    """The signed update `out` with a system's root and what boots it."""
     assert order.keys
     return make_bundle(
         toolbox,
@@ -138,23 +184,26 @@ def bundle_of(order: Order, lock: Lock, root: Path, kernel: Path, toolbox: Toolb
         compatible=order.recipe.compatible,
         version=order.version,
         keys=order.keys,
-        root=root / stages.ROOT,
-        kernel=kernel / boot_uefi.KERNEL,
-        epoch=lock.epoch,
+        root=system.root / stages.ROOT,
+        kernel=plan.kernel,
+        epoch=system.lock.epoch,
     )
 
 
-def build_container(order: Order, toolbox: Toolbox, tell: Tell) -> Path:
+def build_container(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:
     """A container image for every architecture of the recipe, in one archive."""
-    name, variants, epoch = f"hob-{order.recipe.name}-{order.version}.tar", [], 0
-    for architecture in order.recipe.architectures:
-        lock = packages(order, toolbox, architecture, tell)
-        epoch = max(epoch, lock.epoch)
-        base = stages.base(order, lock, toolbox, tell)
-        variants.append(oci.Variant(architecture, base, stages.added(order, lock, toolbox, tell)))
+    name, variants, epoch = f"hob-{order.recipe.name}-{order.version}", [], 0
     with toolbox.scratch("container") as work:
-        made = oci.build(
-            work / name,
+        made = []
+        for architecture in order.recipe.architectures:
+            lock = packages(order, toolbox, architecture, tell)
+            epoch = max(epoch, lock.epoch)
+            base = stages.base(order, lock, toolbox, tell)
+            variants.append(oci.Variant(architecture, base, stages.added(order, lock, toolbox, tell)))
+            made.append(work / f"{name}.lock.{architecture}.toml")
+            made[-1].write_text(dump(lock))
+        archive = oci.build(
+            work / f"{name}.tar",
             variants,
             version=order.version,
             title=order.recipe.title,
@@ -162,20 +211,7 @@ def build_container(order: Order, toolbox: Toolbox, tell: Tell) -> Path:
             toolbox=toolbox,
             tell=tell,
         )
-        return publish(made, order.out)
-
-
-def packages(order: Order, toolbox: Toolbox, architecture: str, tell: Tell) -> Lock:
-    """The lock of an architecture, with all its packages kept. Asks the mirror only for what is not there."""
-    tell("packages", f"packages for {architecture}", None)
-    lock = stages.locked(order, architecture, toolbox.cache)
-    if lock is None:
-        tell("packages", "asking the mirror which there are", None)
-        lock = stages.resolve(order, architecture, toolbox, find_mirror(order.mirror))
-    if stages.missing(lock, toolbox.cache):
-        fetch(toolbox, find_mirror(order.mirror), lock, tell)
-    tell("packages", f"{len(lock.packages)} packages", 1.0)
-    return lock
+        return sorted(publish(path, order.out) for path in (*made, archive))
 
 
 def publish(made: Path, out: Path) -> Path:

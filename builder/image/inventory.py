@@ -2,16 +2,54 @@
 
 import email.parser
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypedDict
 
 from builder.errors import FormatError
+from builder.image import wheels
 from builder.image.cache import file_digest
 from builder.image.manifest import File, Model, Package
+from builder.image.packages import Lock
+from builder.image.rootfs import LIST
+
+SITE = f"opt/hob/lib/python{wheels.PYTHON}/site-packages"
 
 MODEL_MANIFEST = "hob-model.json"
 """What the library adds to a model's files; no part of what names its version."""
+
+
+class Software(TypedDict):
+    """The software of an image, as its manifest lists it."""
+
+    debian: tuple[Package, ...]
+    python: tuple[Package, ...]
+    models: tuple[Model, ...]
+    libraries: tuple[File, ...]
+
+
+def software(lock: Lock, base: Path, added: Path) -> Software:
+    """All software of an image.
+
+    Args:
+        lock: its packages.
+        base: the folder of the base root file system.
+        added: the tree of what Hob adds.
+    """
+    site, shared = added / SITE, added / "usr/share/hob"
+    models = {"hob-guide": site / "builder/guide/model"}
+    models |= {path.name: path for path in sorted((shared / "models").iterdir())}
+    return Software(
+        debian=debian(
+            json.loads((base / LIST).read_text()),
+            {(package.name, package.version): package.sha256 for package in lock.packages},
+        ),
+        python=python(site),
+        models=tuple(model(name, path) for name, path in models.items()),
+        libraries=libraries(shared / "libraries"),
+    )
 
 
 def debian(

@@ -39,6 +39,9 @@ class Contents:
     libraries: Sequence[manifest.File] = ()
 
 
+ENDINGS = (".cdx.json", ".manifest.json", ".manifest.json.p7s", ".rpi-imager-manifest")
+"""Of the files that `write` makes."""
+
 UEFI_SLOTS = (
     manifest.Slot("a", "root-a", "HOB:EFI/Linux/hob-a.efi", True),
     manifest.Slot("b", "root-b", "HOB:EFI/Linux/hob-b.efi", False),

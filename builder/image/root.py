@@ -37,6 +37,9 @@ chmod 0444 "$tree/etc/machine-id"
 [ -e "$tree/etc/hostname" ] || echo hob > "$tree/etc/hostname"
 ln -sfn ../run/NetworkManager/resolv.conf "$tree/etc/resolv.conf"
 
+# NetworkManager takes a connection only from a file that nobody else can read, and Git keeps no such mode.
+find "$tree/usr/lib/NetworkManager/system-connections" -type f -exec chmod 0600 {} + 2>/dev/null || :
+
 # Files of packages that were needed up to here; folders go if nothing else is in them.
 for package in "$@"; do
     for list in "$tree/var/lib/dpkg/info/$package.list" "$tree/var/lib/dpkg/info/$package":*.list; do

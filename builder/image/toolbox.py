@@ -307,13 +307,18 @@ def open_toolbox(
         require_space(cache.root, ROOM, "The tools")
         bootstrap(folder / "tree", packages, find_mirror(mirror), cache, line)
 
-    return Toolbox(cache.get(f"toolbox-{name}", _inputs(packages), make) / "tree", cache)
+    return opened(cache.get(f"toolbox-{name}", _inputs(packages), make) / "tree", cache)
+
+
+def opened(tree: Path, cache: Cache) -> Toolbox:
+    """A toolbox that is there, with a cache that can remove what its programs write, whoever owns it."""
+    return Toolbox(tree, replace(cache, remove=Toolbox(tree, cache).remove))
 
 
 def kept_toolbox(cache: Cache) -> Toolbox | None:
     """The toolbox of `open_toolbox`, if the cache has it: nothing is made or fetched."""
     place = cache.place("toolbox-tools", digest(_inputs(TOOLS)))
-    return Toolbox(place / "tree", cache) if place.exists() else None
+    return opened(place / "tree", cache) if place.exists() else None
 
 
 def _inputs(packages: Sequence[str]) -> dict[str, Any]:
