@@ -32,7 +32,7 @@ from appliance.store import Store
 from appliance.system import Readiness, Watcher
 from appliance.update.work import Updating
 from appliance.workshop import Workshop
-from webui import backups, machine, updates, views
+from webui import backups, device, machine, updates, views
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ def create_app(
             *machine.routes(),
             *backups.routes(),
             *updates.routes(),
+            *device.routes(),
         ],
         middleware=[
             Middleware(SecurityMiddleware, gate=gate, max_body=settings.max_body, refuse=explain),

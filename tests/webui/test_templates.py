@@ -9,7 +9,7 @@ import pytest
 from jinja2 import meta
 from markupsafe import Markup
 
-from webui import assets, model_pages, pages, update_pages
+from webui import assets, device_pages, model_pages, pages, update_pages
 from webui.rendering import environment, to_html
 
 TEMPLATES = Path(pages.__file__).parent / "templates"
@@ -177,6 +177,28 @@ SAMPLES: list[pages.Page] = [
     ),
     update_pages.UpdatesPage(
         SIDEBAR, [], "", False, False, "", None, True, [], "http://a/b", False, "", "1 GB", "", ""
+    ),
+    device_pages.DevicePage(
+        SIDEBAR,
+        True,
+        [pages.Fact("Cable", "192.168.1.7")],
+        "kitchen",
+        "Europe/Berlin",
+        True,
+        "<home>",
+        "<home> is not in reach.",
+        "DE",
+        [device_pages.Network("<cafe>", "weak, open: anybody can listen", False, True)],
+        "ssh-ed25519 AAAA me",
+        ["SHA256:abc"],
+        "2026-01-01T12:00",
+        ["hob.toml: hostname: must be letters."],
+        "The clock is set.",
+        "",
+        "",
+    ),
+    device_pages.DevicePage(
+        SIDEBAR, False, [], "", "", False, "", "", "", None, "", [], "", [], "", "Not here.", "Use <it>."
     ),
     model_pages.JobPage(SIDEBAR, JOBS[:1], ""),
     model_pages.JobPage(SIDEBAR, JOBS[2:], "<said>\n"),
