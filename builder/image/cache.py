@@ -135,7 +135,10 @@ class Cache:
         for folder in work.iterdir():
             pid = folder.name.split(".")[1]
             if not Path("/proc", pid).exists():
-                self.remove(folder)
+                mine = work / f"left.{os.getpid()}.{time.monotonic_ns()}"
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    folder.rename(mine)
+                    self.remove(mine)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
