@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from appliance.domain import FinishReason, Role, Timings, Usage
 from appliance.errors import ConflictError
-from appliance.store.connection import Connection
+from appliance.store.connection import Connection, known
 
 State = Literal["running", "done", "stopped", "error"]
 
@@ -306,7 +306,7 @@ def _message(settings: str, timings: str | None, **row: Any) -> StoredMessage:
     return StoredMessage(
         settings=json.loads(settings),
         timings=Timings.model_validate_json(timings) if timings else None,
-        **row,
+        **known(StoredMessage, row),
     )
 
 

@@ -8,9 +8,10 @@ commit, and Hob commits about twice a second while it writes an answer and hardl
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +22,14 @@ from appliance.store.migrations import migrations
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def known(kind: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that a dataclass has as fields.
+
+    A later version may have added others before its update was taken back: what it added is left alone.
+    """
+    return {field.name: row[field.name] for field in fields(kind) if field.name in row}
 
 
 class Connection:
@@ -78,9 +87,12 @@ class Connection:
             raise NotFoundError(f"no {what}")
 
     def rows(self, make: Callable[..., T], sql: str, *values: Any) -> list[T]:
-        """The rows of a query, each made into a `make` by column name."""
+        """The rows of a query, each made into a `make` by column name; see `known` for a dataclass."""
         with self.explained():
-            return [make(**row) for row in self.db.query(sql, values)]
+            found = list(self.db.query(sql, values))
+        if is_dataclass(make):
+            found = [known(make, row) for row in found]
+        return [make(**row) for row in found]
 
     def row(self, what: str, make: Callable[..., T], sql: str, *values: Any) -> T:
         """The one row of a query; `what` names it in the error."""

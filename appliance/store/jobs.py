@@ -4,10 +4,10 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from appliance.errors import ConflictError
-from appliance.store.connection import Connection
+from appliance.store.connection import Connection, known
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled", "interrupted"]
 
@@ -127,8 +127,8 @@ class Jobs(Connection):
         self.execute("DELETE FROM pins WHERE model = ?", model)
 
 
-def _job(*, arguments: str, **columns: object) -> Job:
-    return Job(arguments=tuple(json.loads(arguments)), **columns)  # type: ignore[arg-type]  # columns are its fields
+def _job(*, arguments: str, **row: Any) -> Job:
+    return Job(arguments=tuple(json.loads(arguments)), **known(Job, row))
 
 
 def _id(*, id: int) -> int:

@@ -1,5 +1,8 @@
 """The database's schema, as the steps that led to it. Steps are only ever added: an old file always opens.
 
+A step only adds, too: tables, and columns that may be left out. The version before an update, to which a
+device may return, runs on what the update made of the file; tests/appliance/test_downgrade.py holds that.
+
 Ids are `AUTOINCREMENT`: they grow with time and are never given twice, so a stale link meets no other chat.
 """
 
