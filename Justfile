@@ -66,6 +66,22 @@ guide-train: (env "service")
 guide-eval: (env "service")
     {{python}} -m builder.guide eval
 
+# Build the image for PCs and start it in QEMU: first visit, power cut, full disk, updates, backups; flags go to pytest.
+test-images *flags: (env "dev")
+    HOB_TEST_IMAGES=pc .venv/bin/pytest -m image {{flags}}
+
+# Build the image for 64-bit Arm boards with UEFI and start it in QEMU.
+image-arm64 *flags: (env "dev")
+    HOB_TEST_IMAGES=arm64 .venv/bin/pytest tests/image/test_arm64.py {{flags}}
+
+# Build the image for the Raspberry Pi and start it on QEMU's Raspberry Pi 3, which takes a quarter of an hour.
+image-pi *flags: (env "dev")
+    HOB_TEST_IMAGES=pi .venv/bin/pytest tests/image/test_pi.py {{flags}}
+
+# Print what the image costs as JSON lines: size, memory, writes, start, rebuild; names choose some of them.
+image-figures *names: (env "dev")
+    {{python}} -m tests.image.figures {{names}}
+
 # Print what each weight format costs: the guide's perplexity on held-out questions; flags: --json, --texts N.
 quality *flags: (env "service")
     {{python}} -m builder.guide quality {{flags}}

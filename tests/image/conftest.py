@@ -1,6 +1,8 @@
 """Fixtures for the tests that build images and boot them: one build and one emulator for all of them.
 
-They run where `HOB_TEST_IMAGES` is set (`just test-images`): the first run takes a while and some gigabytes.
+They run where `HOB_TEST_IMAGES` asks for them (`just test-images`), since the first run takes a while and
+some gigabytes. It holds words: `pc` for the image for PCs and for what is built for any machine, `arm64`,
+`pi`.
 """
 
 import os
@@ -19,9 +21,17 @@ from tests.image.machine import Machine
 from tests.webui.conftest import chromium as chromium  # the same browser as the pages' tests
 
 # Read before the tests forget what the person running them has set.
-WANTED = bool(os.environ.get("HOB_TEST_IMAGES"))
+WANTED = frozenset(os.environ.get("HOB_TEST_IMAGES", "").replace(",", " ").split())
 ENVIRONMENT = dict(os.environ)
 CACHE = Cache(default_root())
+
+
+def demand(word: str) -> None:
+    """Skip unless these images are asked for."""
+    if word not in WANTED:
+        pytest.skip(
+            f"HOB_TEST_IMAGES does not ask for {word}: see `just test-images` and the recipes beside it"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +65,7 @@ def keys(cache: Cache) -> Path:
 @pytest.fixture(scope="session")
 def release(emulator: Emulator, keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The image for PCs and what belongs to it, signed."""
+    demand("pc")
     return build("nuc", tmp_path_factory.mktemp("nuc"), ENVIRONMENT, "--keys", keys)
 
 

@@ -6,6 +6,7 @@ disk and its firmware's variables outlive the machine, so that it can be switche
 
 import contextlib
 import http.client
+import re
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ WEB = 80
 SHUTDOWN_SECONDS = 150
 _POLL = 0.25
 _TAIL = 4000
+_COLOURS = re.compile(r"\x1b\[[0-9;:?]*[a-zA-Z]")
 
 
 class Machine:
@@ -247,7 +249,13 @@ class Machine:
             raise AssertionError(f"still on; the serial log ends:\n{self._ending()}") from None
 
     def _ending(self) -> str:
-        return self.serial()[-_TAIL:] + self._own_log.read_text(errors="replace")
+        said = _COLOURS.sub("", self.serial())
+        lines = [
+            line
+            for line in said.splitlines()
+            if line.strip() and "] Job " not in line and ") Job " not in line
+        ]
+        return "\n".join(lines)[-_TAIL:] + self._own_log.read_text(errors="replace")
 
     def _find_ports(self) -> dict[int, int]:
         found = {}
