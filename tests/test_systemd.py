@@ -13,7 +13,7 @@ UNITS = Path(__file__).parents[1] / "systemd"
 PROGRAMS = {
     "/opt/hob/bin/hob": Path(sys.executable).with_name("hob"),
     "/opt/hob/bin/python": Path(sys.executable),
-    "/usr/lib/hob/slots": UNITS.parent / "builder/image/system/uefi/usr/lib/hob/slots",
+    "/usr/lib/hob/slots": UNITS.parent / "builder/image/system/common/usr/lib/hob/slots",
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

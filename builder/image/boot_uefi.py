@@ -195,7 +195,41 @@ def partition(
     Raises:
         SpaceError: the kernels of two slots and a third that is just being written do not fit.
     """
+    slots(
+        out,
+        kernel=kernel,
+        compatible=compatible,
+        size=size,
+        architecture=architecture,
+        epoch=epoch,
+        toolbox=toolbox,
+    )
     firmware = FIRMWARE[architecture]
+    loader = f"systemd-boot{firmware.short}.efi"
+    for name in (f"EFI/BOOT/{firmware.fallback}", f"EFI/systemd/{loader}"):
+        (out / name).parent.mkdir(parents=True)
+        shutil.copyfile(_programs(toolbox) / loader, out / name)
+    (out / "loader").mkdir()
+    (out / "loader/loader.conf").write_text(LOADER)
+    if files:
+        shutil.copytree(files, out, dirs_exist_ok=True)
+    return out
+
+
+def slots(
+    out: Path,
+    *,
+    kernel: Path,
+    compatible: str,
+    size: int,
+    architecture: str,
+    epoch: int,
+    toolbox: Toolbox,
+) -> None:
+    """Lay out in the new folder `out` what slots have there: A its kernel, both what tells their roots.
+
+    Arguments and errors as of `partition`.
+    """
     needed = 3 * kernel.stat().st_size + 16 * MIB
     if needed > size:
         raise SpaceError(
@@ -203,31 +237,21 @@ def partition(
             "third while an update is written",
             hint="Make disk.boot larger in the recipe.",
         )
-    with toolbox.scratch("partition") as work:
-        made = work / "made"
+    with toolbox.scratch("slots") as work:
         for slot in SLOTS:
-            folder = made / "EFI/Linux" / f"hob-{slot}.efi.extra.d"
-            folder.mkdir(parents=True)
             toolbox.run(
                 [
-                    *("ukify", "build", *_ukify(firmware, "addon")),
-                    *(f"--cmdline={slot_words(slot, compatible)}", f"--output={folder}/slot.addon.efi"),
+                    *("ukify", "build", *_ukify(FIRMWARE[architecture], "addon")),
+                    *(f"--cmdline={slot_words(slot, compatible)}", f"--output={work}/{slot}"),
                 ],
                 write=[work],
                 env={"SOURCE_DATE_EPOCH": str(epoch)},
                 timeout=TIMEOUT,
             )
-        loader = f"systemd-boot{firmware.short}.efi"
-        for name in (f"EFI/BOOT/{firmware.fallback}", f"EFI/systemd/{loader}"):
-            (made / name).parent.mkdir(parents=True)
-            shutil.copyfile(_programs(toolbox) / loader, made / name)
-        (made / "loader").mkdir()
-        (made / "loader/loader.conf").write_text(LOADER)
-        shutil.copyfile(kernel, made / "EFI/Linux/hob-a.efi")
-        if files:
-            shutil.copytree(files, made, dirs_exist_ok=True)
-        shutil.copytree(made, out)
-    return out
+            folder = out / "EFI/Linux" / f"hob-{slot}.efi.extra.d"
+            folder.mkdir(parents=True)
+            shutil.copyfile(work / slot, folder / "slot.addon.efi")
+    shutil.copyfile(kernel, out / "EFI/Linux/hob-a.efi")
 
 
 def _programs(toolbox: Toolbox) -> Path:

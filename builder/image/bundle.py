@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from builder.errors import BuildError
 from builder.image.keys import Keys
 from builder.image.rauc import checking_conf
 from builder.image.toolbox import Toolbox
@@ -31,36 +30,27 @@ def make_bundle(
     version: str,
     keys: Keys,
     root: Path,
-    kernel: Path | None = None,
-    boot: Path | None = None,
+    kernel: Path,
     epoch: int,
 ) -> Path:
     """Write the bundle `out` for devices that call themselves `compatible`.
 
     Args:
         root: the squashfs for root-a or root-b.
-        kernel: the UKI that serves both slots, on UEFI.
-        boot: the file system for boot-a or boot-b, on a Pi.
+        kernel: the kernel image that serves both slots, `hob.efi`.
         epoch: time of the files in it, in seconds since 1970.
 
     Raises:
-        BuildError: neither or both of kernel and boot are given, or a tool failed.
+        BuildError: a tool failed.
     """
-    if (kernel is None) == (boot is None):
-        raise BuildError("a bundle holds either a UKI or a boot partition")
     with toolbox.scratch("bundle") as work:
         content = work / "content"
         content.mkdir()
         place(root, content / "root.img")
-        if kernel is not None:
-            place(kernel, content / "hob.efi")
-            shutil.copyfile(HOOK, content / "hook")
-            (content / "hook").chmod(0o755)
-        if boot is not None:
-            place(boot, content / "boot.img")
-        (content / "manifest.raucm").write_text(
-            manifest(compatible, version, epoch, boot=boot is not None), encoding="utf-8"
-        )
+        place(kernel, content / "hob.efi")
+        shutil.copyfile(HOOK, content / "hook")
+        (content / "hook").chmod(0o755)
+        (content / "manifest.raucm").write_text(manifest(compatible, version, epoch), encoding="utf-8")
         made, config = work / "made.raucb", work / "system.conf"
         # As the device will check it, so that a bundle that it would refuse is not made.
         config.write_text(checking_conf(compatible, keys.keyring), encoding="utf-8")
@@ -81,19 +71,14 @@ def make_bundle(
     return out
 
 
-def manifest(compatible: str, version: str, epoch: int, *, boot: bool) -> str:
-    """The text of manifest.raucm; `epoch` becomes its build, `boot` says that it has a boot partition."""
+def manifest(compatible: str, version: str, epoch: int) -> str:
+    """The text of manifest.raucm; `epoch` becomes its build."""
     sections = [
         f"[update]\ncompatible={compatible}\nversion={version}\nbuild={epoch}\ndescription=Hob {version}\n",
         "[bundle]\nformat=verity\n",
+        "[hooks]\nfilename=hook\n",
+        "[image.rootfs]\nfilename=root.img\nhooks=pre-install;post-install\n",
     ]
-    if boot:
-        sections += ["[image.rootfs]\nfilename=root.img\n", "[image.boot]\nfilename=boot.img\n"]
-    else:
-        sections += [
-            "[hooks]\nfilename=hook\n",
-            "[image.rootfs]\nfilename=root.img\nhooks=pre-install;post-install\n",
-        ]
     return "\n".join(sections)
 
 

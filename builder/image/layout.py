@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.image import boot_uefi, release
+from builder.image import boot_pi, boot_uefi, release
 from builder.image.disk import MIB, Part
 from builder.image.manifest import Slot
 from builder.image.packages import Lock
@@ -40,31 +40,36 @@ def make(recipe: Recipe, lock: Lock, kernel: Path, root: Path, work: Path, toolb
     Raises:
         SpaceError: something does not fit into its partition.
     """
-    assert recipe.boot == "uefi"
-    return uefi(recipe, lock, kernel / boot_uefi.KERNEL, root, work, toolbox)
-
-
-def uefi(recipe: Recipe, lock: Lock, kernel: Path, root: Path, work: Path, toolbox: Toolbox) -> Layout:
-    """A computer with UEFI: one boot partition with a kernel image for each slot."""
-    size = recipe.disk.boot * MIB
-    files = boot_uefi.partition(
-        work / "hob",
-        kernel=kernel,
-        compatible=recipe.compatible,
-        size=size,
-        files=OWNERS,
-        architecture=recipe.architecture,
-        epoch=lock.epoch,
-        toolbox=toolbox,
-    )
-    parts = [Part("HOB", "esp", size, "vfat", "HOB", tree=files), *system_parts(recipe, root)]
-    return Layout(parts, release.UEFI_SLOTS, kernel=kernel)
-
-
-def system_parts(recipe: Recipe, root: Path) -> list[Part]:
-    """What every device has after its boot partitions: two roots and the data."""
-    return [
+    size, image = recipe.disk.boot * MIB, kernel / boot_uefi.KERNEL
+    match recipe.boot:
+        case "uefi":
+            files = boot_uefi.partition(
+                work / "hob",
+                kernel=image,
+                compatible=recipe.compatible,
+                size=size,
+                files=OWNERS,
+                architecture=recipe.architecture,
+                epoch=lock.epoch,
+                toolbox=toolbox,
+            )
+        case "pi":
+            files = boot_pi.partition(
+                work / "hob",
+                kernel=image,
+                firmware=kernel / boot_pi.FOLDER,
+                compatible=recipe.compatible,
+                size=size,
+                files=OWNERS,
+                epoch=lock.epoch,
+                toolbox=toolbox,
+            )
+        case "none":
+            raise AssertionError("what does not boot has no disk")
+    parts = [
+        Part("HOB", "esp", size, "vfat", "HOB", tree=files),
         Part("root-a", "linux-generic", recipe.disk.root * MIB, blocks=root),
         Part("root-b", "linux-generic", recipe.disk.root * MIB),
         Part("data", "var", recipe.disk.data * MIB, "ext4", "hob-data"),
     ]
+    return Layout(parts, release.SLOTS, kernel=image)

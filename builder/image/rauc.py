@@ -5,14 +5,10 @@ Keys and sections: rauc.readthedocs.io/en/latest/reference.html (release 1.13, D
 
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from builder.errors import RecipeError
-
-Boot = Literal["uefi", "pi"]
 
 SLOTS: Final = ("a", "b")
 """Their names for the boot loader; RAUC counts them 0 and 1. The partitions are root-a and root-b."""
@@ -21,34 +17,13 @@ BACKEND: Final = "/usr/lib/hob/slots"
 KEYRING: Final = Path("/etc/rauc/keyring.pem")
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A partition that updates write: `rootfs` everywhere, `boot` (kernel and firmware) on a Pi besides."""
-
-    kind: str
-    index: int
-
-    def section(self) -> str:
-        """Its part of system.conf."""
-        name = SLOTS[self.index]
-        if self.kind == "rootfs":
-            return (
-                f"[slot.rootfs.{self.index}]\ndevice=/dev/disk/by-partlabel/root-{name}\ntype=raw\n"
-                f"bootname={name}\n"
-            )
-        return (
-            f"[slot.{self.kind}.{self.index}]\ndevice=/dev/disk/by-partlabel/{self.kind}-{name}\ntype=raw\n"
-            f"parent=rootfs.{self.index}\n"
-        )
+def slot(index: int) -> str:
+    """The section of a slot in system.conf. Kernels are files of the boot partition: the bundle's hook's part."""
+    name = SLOTS[index]
+    return f"[slot.rootfs.{index}]\ndevice=/dev/disk/by-partlabel/root-{name}\ntype=raw\nbootname={name}\n"
 
 
-def slots(boot: Boot) -> Sequence[Slot]:
-    """The slots of a device; on UEFI the kernels lie as files in the one boot partition."""
-    kinds = ("rootfs",) if boot == "uefi" else ("rootfs", "boot")
-    return [Slot(kind, index) for kind in kinds for index in range(len(SLOTS))]
-
-
-def system_conf(compatible: str, version: str, boot: Boot) -> str:
+def system_conf(compatible: str, version: str) -> str:
     """The text of /etc/rauc/system.conf.
 
     Bundles older than `version` are refused by RAUC itself, whoever asks. Certificates are held against the
@@ -75,7 +50,7 @@ min-bundle-version={release(version)}
 bootloader-custom-backend={BACKEND}
 """,
         trust(KEYRING),
-        *(slot.section() for slot in slots(boot)),
+        *(slot(index) for index in range(len(SLOTS))),
     ]
     return "\n".join(parts)
 
@@ -102,10 +77,10 @@ def release(version: str) -> str:
     return ".".join(part or "0" for part in found.groups())
 
 
-def configure(tree: Path, *, compatible: str, version: str, boot: Boot, keyring: Path | None) -> None:
+def configure(tree: Path, *, compatible: str, version: str, keyring: Path | None) -> None:
     """Write RAUC's files into the tree of a system. Without a keyring the system takes no updates at all."""
     folder = tree / "etc/rauc"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "system.conf").write_text(system_conf(compatible, version, boot), encoding="utf-8")
+    (folder / "system.conf").write_text(system_conf(compatible, version), encoding="utf-8")
     if keyring is not None:
         shutil.copyfile(keyring, folder / "keyring.pem")

@@ -42,7 +42,7 @@ class Contents:
 ENDINGS = (".cdx.json", ".manifest.json", ".manifest.json.p7s", ".rpi-imager-manifest")
 """Of the files that `write` makes."""
 
-UEFI_SLOTS = (
+SLOTS = (
     manifest.Slot("a", "root-a", "HOB:EFI/Linux/hob-a.efi", True),
     manifest.Slot("b", "root-b", "HOB:EFI/Linux/hob-b.efi", False),
 )

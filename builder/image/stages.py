@@ -5,14 +5,16 @@ the hash of the code that does the work, so a change of the builder makes anew w
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from builder.errors import FormatError, RecipeError
-from builder.image import boot_uefi, disk, overlay, packages, rauc, rootfs
+from builder.image import boot_pi, boot_uefi, disk, overlay, packages, rauc, rootfs
 from builder.image import root as roots
 from builder.image.cache import Cache, digest, file_digest, tree_digest
 from builder.image.keys import Keys
@@ -28,6 +30,12 @@ Tell = Callable[[str, str, float | None], None]
 SYSTEM = Path(__file__).parent / "system"
 ROOT = "root.squashfs"
 INITRAMFS = "initramfs"
+
+# The modules that do the work, as they were when they were read: a file may be edited while a build runs.
+CODE = {
+    module.__name__.rpartition(".")[2]: file_digest(Path(module.__file__ or ""))
+    for module in (boot_uefi, disk, rauc, roots, rootfs)
+}
 
 # zstd level of a root that is made to be tried and thrown away.
 FAST_LEVEL = 3
@@ -140,7 +148,7 @@ def base_inputs(order: Order, lock: Lock) -> dict[str, Any]:
         "architecture": lock.architecture,
         "epoch": lock.epoch,
         "remove": order.recipe.remove,
-        "code": file_digest(Path(rootfs.__file__)),
+        "code": CODE["rootfs"],
     }
 
 
@@ -210,7 +218,7 @@ def kernel_inputs(order: Order, lock: Lock) -> dict[str, Any]:
         "initramfs": initramfs_inputs(order, lock),
         "version": order.version,
         "words": order.recipe.cmdline,
-        "code": file_digest(Path(boot_uefi.__file__)),
+        "code": CODE["boot_uefi"],
     }
 
 
@@ -219,8 +227,13 @@ def initramfs_inputs(order: Order, lock: Lock) -> dict[str, Any]:
     return {
         "base": base_inputs(order, lock),
         "configuration": [tree_digest(folder) for folder in configuration(order)],
-        "code": file_digest(Path(boot_uefi.__file__)),
+        "code": [file_digest(Path(module.__file__ or "")) for module in starts(order)],
     }
+
+
+def starts(order: Order) -> list[ModuleType]:
+    """The code that makes a recipe's device start."""
+    return [boot_uefi, boot_pi] if order.recipe.boot == "pi" else [boot_uefi]
 
 
 def configuration(order: Order) -> list[Path]:
@@ -245,12 +258,14 @@ def initramfs(order: Order, lock: Lock, base: Path, toolbox: Toolbox, tell: Tell
             )
             release = boot_uefi.kernel_release(work / "tree")
             (folder / "linux").write_bytes((work / f"tree/boot/vmlinuz-{release}").read_bytes())
+            if order.recipe.boot == "pi":
+                boot_pi.firmware(work / "tree", release, folder / boot_pi.FOLDER)
 
     return toolbox.cache.get("initramfs", initramfs_inputs(order, lock), make)
 
 
 def kernel(order: Order, lock: Lock, base: Path, toolbox: Toolbox, tell: Tell) -> Path:
-    """The folder with the kernel image for UEFI firmware."""
+    """The folder with the kernel image, and on a Pi the firmware that starts it."""
     tell("kernel", "kernel image", None)
     parts = initramfs(order, lock, base, toolbox, tell)
 
@@ -265,6 +280,8 @@ def kernel(order: Order, lock: Lock, base: Path, toolbox: Toolbox, tell: Tell) -
             epoch=lock.epoch,
             toolbox=toolbox,
         )
+        if order.recipe.boot == "pi":
+            shutil.copytree(parts / boot_pi.FOLDER, folder / boot_pi.FOLDER)
 
     return toolbox.cache.get("kernel", kernel_inputs(order, lock), make)
 
@@ -281,7 +298,7 @@ def root_inputs(order: Order, lock: Lock, toolbox: Toolbox) -> dict[str, Any]:
         "compatible": order.recipe.compatible,
         "keyring": file_digest(order.keys.keyring) if order.keys else "",
         "level": level(order),
-        "code": [file_digest(Path(module.__file__ or "")) for module in (roots, rauc, disk)],
+        "code": [CODE[name] for name in ("root", "rauc", "disk")],
     }
 
 
@@ -297,13 +314,10 @@ def root(order: Order, lock: Lock, base: Path, added: Path, toolbox: Toolbox, te
     def make(folder: Path) -> None:
         with toolbox.scratch("root") as work:
             tell("root", "Debian and Hob together", 0.1)
-            boot = order.recipe.boot
-            assert boot != "none", "what does not boot has no slots"
             rauc.configure(
                 work / "updates",
                 compatible=order.recipe.compatible,
                 version=order.version,
-                boot=boot,
                 keyring=order.keys.keyring if order.keys else None,
             )
             layers = [added, work / "updates"]

@@ -49,6 +49,7 @@ TOOLS = (
     "systemd-repart",
     "systemd-boot-efi",
     "systemd-ukify",
+    "u-boot-tools",
     "umoci",
     "xz-utils",
     "zstd",

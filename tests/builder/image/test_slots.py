@@ -1,6 +1,7 @@
-"""Which slot boots: the script that RAUC and the health gate call on UEFI, and what a power cut leaves."""
+"""Which slot boots: the script that RAUC and the health gate call, and what a power cut leaves."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SLOTS = Path(__file__).parents[3] / "builder/image/system/uefi/usr/lib/hob/slots"
+SYSTEM = Path(__file__).parents[3] / "builder/image/system"
 VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 # What bootctl does with the two variables that the script has it write, in the format of the specification:
@@ -39,7 +40,7 @@ class Machine:
         """Call the script."""
         path = f"{self.root / 'bin'}:{os.environ['PATH']}"
         return subprocess.run(
-            ["sh", SLOTS, *arguments],
+            ["sh", self.root / "usr/lib/hob/slots", *arguments],
             env={"PATH": path, "HOB_ROOT": str(self.root), **environment},
             capture_output=True,
             text=True,
@@ -59,19 +60,15 @@ class Machine:
         return self.run("trial").returncode == 0
 
     def boot(self) -> str:
-        """What systemd-boot does: takes the one-shot entry, which is gone then, or the default."""
-        variables = self.root / "sys/firmware/efi/efivars"
-        once, always = (variables / f"LoaderEntry{name}-{VENDOR}" for name in ("OneShot", "Default"))
-        conf = (self.root / "boot/loader/loader.conf").read_text()
-        entry = next(line.split()[1] for line in conf.splitlines() if line.startswith("default"))
-        for variable in (always, once):
-            if variable.exists():
-                entry = variable.read_bytes()[4:].decode("utf-16-le").rstrip("\0")
-        once.unlink(missing_ok=True)
-        assert (self.root / "boot/EFI/Linux" / entry).stat().st_size, f"{entry} does not boot"
-        slot = entry.removeprefix("hob-").removesuffix(".efi")
+        """What the boot loader does: takes the slot that was chosen for one boot, or the default."""
+        slot = self.choice()
+        assert (self.root / f"boot/EFI/Linux/hob-{slot}.efi").stat().st_size, f"{slot} does not boot"
         (self.root / "proc/cmdline").write_text(f"ro quiet root=PARTUUID=1 hob.slot={slot} panic=10\n")
         return slot
+
+    def choice(self) -> str:
+        """The boot loader's own part of `boot`."""
+        raise NotImplementedError
 
     def install(self, slot: str) -> None:
         """What RAUC does, with a kernel brought in by the bundle's hook."""
@@ -80,20 +77,71 @@ class Machine:
         self("set-primary", slot)
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """A device as it was flashed: slot B is empty, no variable is set, nothing is known of the slots."""
-    for folder in ("bin", "proc", "boot/loader", "boot/EFI/Linux", "sys/firmware/efi/efivars"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "bin/bootctl").write_text(BOOTCTL)
-    (tmp_path / "bin/bootctl").chmod(0o755)
-    (tmp_path / "boot/loader/loader.conf").write_text("timeout 0\ndefault hob-a.efi\neditor no\n")
-    (tmp_path / "boot/EFI/Linux/hob-a.efi").write_text("kernel")
-    (tmp_path / "proc/mounts").write_text(f"/dev/vda1 {tmp_path}/boot vfat rw,noatime 0 0\n")
-    machine = Machine(tmp_path)
+class Uefi(Machine):
+    """A PC with systemd-boot."""
+
+    def choice(self) -> str:
+        """The one-shot entry, which is gone then, else the default of the variable, else of the file."""
+        variables = self.root / "sys/firmware/efi/efivars"
+        once, always = (variables / f"LoaderEntry{name}-{VENDOR}" for name in ("OneShot", "Default"))
+        conf = (self.root / "boot/loader/loader.conf").read_text()
+        entry = next(line.split()[1] for line in conf.splitlines() if line.startswith("default"))
+        for variable in (always, once):
+            if variable.exists():
+                entry = variable.read_bytes()[4:].decode("utf-16-le").rstrip("\0")
+        once.unlink(missing_ok=True)
+        return entry.removeprefix("hob-").removesuffix(".efi")
+
+
+class Pi(Machine):
+    """A Raspberry Pi with U-Boot, whose script this follows; tests/image runs the script itself."""
+
+    def choice(self) -> str:
+        """The slot of the file `once`, which is gone then, else of the file `always`, else A."""
+        folder = self.root / "boot/slots"
+        named = dict(path.read_text().strip().split("=") for path in folder.glob("*"))
+        (folder / "once").unlink(missing_ok=True)
+        return named.get("once") or named.get("always") or "a"
+
+
+def flashed(machine: Machine, bootloader: str) -> None:
+    """Lay out a device as it was flashed: slot B is empty, and nothing is known of the slots."""
+    root = machine.root
+    for folder in ("bin", "proc", "boot/loader", "boot/EFI/Linux", "sys/firmware/efi/efivars", "usr/lib/hob"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(SYSTEM / "common/usr/lib/hob/slots", root / "usr/lib/hob")
+    shutil.copy(SYSTEM / bootloader / "usr/lib/hob/bootloader", root / "usr/lib/hob")
+    (root / "bin/bootctl").write_text(BOOTCTL)
+    (root / "bin/bootctl").chmod(0o755)
+    (root / "boot/loader/loader.conf").write_text("timeout 0\ndefault hob-a.efi\neditor no\n")
+    (root / "boot/EFI/Linux/hob-a.efi").write_text("kernel")
+    (root / "proc/mounts").write_text(f"/dev/vda1 {root}/boot vfat rw,noatime 0 0\n")
     machine.boot()
+
+
+@pytest.fixture
+def uefi(tmp_path: Path) -> Iterator[Uefi]:
+    """A PC, as it was flashed."""
+    machine = Uefi(tmp_path)
+    flashed(machine, "uefi")
     yield machine
-    assert not list((tmp_path / "boot/loader").glob("*.new"))
+    assert not list((tmp_path / "boot").rglob("*.new"))
+
+
+@pytest.fixture
+def pi(tmp_path: Path) -> Iterator[Pi]:
+    """A Raspberry Pi, as it was flashed."""
+    machine = Pi(tmp_path)
+    flashed(machine, "pi")
+    yield machine
+    assert not list((tmp_path / "boot").rglob("*.new"))
+
+
+@pytest.fixture(params=["uefi", "pi"])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    """Each kind of device, as it was flashed."""
+    made: Machine = request.getfixturevalue(request.param)
+    return made
 
 
 def test_as_flashed(machine: Machine) -> None:
@@ -121,7 +169,14 @@ def test_a_good_update(machine: Machine) -> None:
         "good",
     )
     assert machine.boot() == "b"
-    assert (machine.root / "boot/loader/loader.conf").read_text() == (
+
+
+def test_the_file_of_the_loader(uefi: Uefi) -> None:
+    """A new default changes that one line of systemd-boot's file."""
+    uefi.install("b")
+    uefi.boot()
+    uefi("set-state", "b", "good")
+    assert (uefi.root / "boot/loader/loader.conf").read_text() == (
         "timeout 0\neditor no\ndefault hob-b.efi\n"
     )
 
@@ -179,42 +234,42 @@ def test_choosing_what_runs_takes_back_a_choice(machine: Machine) -> None:
     assert machine.boot() == "a"
 
 
-def test_firmware_that_forgets(machine: Machine) -> None:
+def test_firmware_that_forgets(uefi: Uefi) -> None:
     """Without its variables the loader's file names the same default."""
-    machine.install("b")
-    machine.boot()
-    machine("set-state", "b", "good")
-    for variable in (machine.root / "sys/firmware/efi/efivars").iterdir():
+    uefi.install("b")
+    uefi.boot()
+    uefi("set-state", "b", "good")
+    for variable in (uefi.root / "sys/firmware/efi/efivars").iterdir():
         variable.unlink()
-    assert machine("get-default") == "b"
-    assert machine.boot() == "b"
-    assert not machine.trial
+    assert uefi("get-default") == "b"
+    assert uefi.boot() == "b"
+    assert not uefi.trial
 
 
-def test_a_lost_file_of_the_loader(machine: Machine) -> None:
+def test_a_lost_file_of_the_loader(uefi: Uefi) -> None:
     """Without the loader's file the variable names the default; the next good boot writes the file anew."""
-    machine.install("b")
-    machine.boot()
-    machine("set-state", "b", "good")
-    (machine.root / "boot/loader/loader.conf").unlink()
-    assert machine("get-default") == "b"
-    machine("set-state", "b", "good")
-    assert (machine.root / "boot/loader/loader.conf").read_text() == "default hob-b.efi\n"
+    uefi.install("b")
+    uefi.boot()
+    uefi("set-state", "b", "good")
+    (uefi.root / "boot/loader/loader.conf").unlink()
+    assert uefi("get-default") == "b"
+    uefi("set-state", "b", "good")
+    assert (uefi.root / "boot/loader/loader.conf").read_text() == "default hob-b.efi\n"
 
 
-def test_firmware_that_refuses(machine: Machine) -> None:
+def test_firmware_that_refuses(uefi: Uefi) -> None:
     """A variable that cannot be written is an error, and the old slot stays what boots."""
-    machine.install("b")
-    machine("set-primary", "a")
-    refused = machine.run("set-primary", "b", FULL="1")
+    uefi.install("b")
+    uefi("set-primary", "a")
+    refused = uefi.run("set-primary", "b", FULL="1")
     assert refused.returncode != 0
     assert "No space left" in refused.stderr
-    assert machine.boot() == "a"
-    machine("set-primary", "b")
-    machine.boot()
-    assert machine.run("set-state", "b", "good", FULL="1").returncode != 0
-    assert machine("get-state", "b") == "bad"
-    assert machine.boot() == "a"
+    assert uefi.boot() == "a"
+    uefi("set-primary", "b")
+    uefi.boot()
+    assert uefi.run("set-state", "b", "good", FULL="1").returncode != 0
+    assert uefi("get-state", "b") == "bad"
+    assert uefi.boot() == "a"
 
 
 def test_lost_state(machine: Machine) -> None:
@@ -266,22 +321,48 @@ def test_a_command_line_without_a_slot(machine: Machine) -> None:
     assert machine.run("set-state", "a", "good").returncode == 1
 
 
-def test_a_boot_partition_that_is_only_read(machine: Machine) -> None:
+def test_a_boot_partition_that_is_only_read(uefi: Uefi) -> None:
     """It is made writable for the loader's file, and read-only again, also when something fails."""
-    mounts, log = machine.root / "proc/mounts", machine.root / "mounted"
-    mounts.write_text(f"/dev/vda1 {machine.root}/boot vfat ro,noatime 0 0\n")
-    tool = machine.root / "bin/mount"
+    mounts, log = uefi.root / "proc/mounts", uefi.root / "mounted"
+    mounts.write_text(f"/dev/vda1 {uefi.root}/boot vfat ro,noatime 0 0\n")
+    tool = uefi.root / "bin/mount"
     tool.write_text(f'#!/bin/sh\necho "$@" >>{log}\n')
     tool.chmod(0o755)
-    machine.install("b")
-    machine.boot()
+    uefi.install("b")
+    uefi.boot()
     assert not log.exists()  # choosing a slot for one boot writes nothing there
-    machine("set-state", "b", "good")
-    boot = machine.root / "boot"
+    uefi("set-state", "b", "good")
+    boot = uefi.root / "boot"
     assert log.read_text() == f"-o remount,rw {boot}\n-o remount,ro {boot}\n"
     log.unlink()
     (boot / "loader/loader.conf").unlink()
     (boot / "loader").rmdir()
     (boot / "loader").write_text("damaged")
-    assert machine.run("set-state", "b", "good").returncode != 0
+    assert uefi.run("set-state", "b", "good").returncode != 0
     assert log.read_text().splitlines()[-1] == f"-o remount,ro {boot}"
+
+
+def test_files_that_u_boot_reads(pi: Pi) -> None:
+    """Each is one line that U-Boot imports; what it cannot mean is no choice."""
+    pi.install("b")
+    assert (pi.root / "boot/slots/once").read_text() == "once=b\n"
+    pi.boot()
+    pi("set-state", "b", "good")
+    assert (pi.root / "boot/slots/always").read_text() == "always=b\n"
+    (pi.root / "boot/slots/always").write_text("always=../c\n")
+    assert pi("get-default") == "a"  # which U-Boot takes then
+
+
+def test_a_card_that_is_only_read(pi: Pi) -> None:
+    """The boot partition is writable for as long as a choice is written, and no longer."""
+    mounts, log = pi.root / "proc/mounts", pi.root / "mounted"
+    mounts.write_text(f"/dev/mmcblk0p1 {pi.root}/boot vfat ro,noatime 0 0\n")
+    tool = pi.root / "bin/mount"
+    tool.write_text(f'#!/bin/sh\necho "$@" >>{log}\n')
+    tool.chmod(0o755)
+    pi.install("b")
+    boot = pi.root / "boot"
+    assert log.read_text() == f"-o remount,rw {boot}\n-o remount,ro {boot}\n"
+    log.unlink()
+    pi("set-primary", "b")
+    assert not log.exists()  # it is chosen already

@@ -75,7 +75,7 @@ def contents() -> release.Contents:
         version="1.2.3",
         epoch=1_700_000_000,
         lock="0" * 64,
-        slots=release.UEFI_SLOTS,
+        slots=release.SLOTS,
         debian=inventory.debian(
             [
                 {"name": "libstdc++6", "version": "14.2.0-19", "architecture": "amd64"},
