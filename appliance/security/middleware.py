@@ -9,12 +9,14 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.errors import AuthenticationError, HobError, PermissionDeniedError
-from appliance.security import access, body, headers, hosts, origin, sessions
+from appliance.security import access, body, captive, headers, hosts, origin, sessions
 from appliance.security.access import Area, Caller
 from appliance.security.gate import Gate
 from appliance.security.keys import bearer
 
 Refusal = Callable[[HTTPConnection, HobError], Response]
+
+FOREIGN = "foreign_host"
 
 
 def caller(connection: HTTPConnection) -> Caller:
@@ -63,6 +65,9 @@ class SecurityMiddleware:
         except HobError as error:
             if reply.started:
                 raise
+            if error.code == FOREIGN and captive.leads_home(scope):
+                await self._answer(connection, RedirectResponse(captive.HOME, 302), receive, reply)
+                return
             await self._answer(connection, self.refuse(connection, error), receive, reply)
 
     def _check_host(self, connection: HTTPConnection) -> None:
@@ -70,7 +75,7 @@ class SecurityMiddleware:
         if len(connection.headers.getlist("host")) != 1 or not self.gate.hosts.allows(host):
             raise PermissionDeniedError(
                 f"This Hob is not called {(host or '')[:100]!r}.",
-                code="foreign_host",
+                code=FOREIGN,
                 hint="Use its own name or address, or add the name to allowed_hosts (HOB_ALLOWED_HOSTS).",
             )
         if (reason := origin.foreign(connection.headers)) is not None:

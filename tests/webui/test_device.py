@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Administration:
         self.asked: list[object] = []
         self.told = TOLD
         self.refuse: HobError | None = None
-        self.handlers = dict.fromkeys(
+        self.handlers: dict[type, Callable[[Any, Tell], Awaitable[messages.Final]]] = dict.fromkeys(
             (
                 messages.SetHostName,
                 messages.SetTimeZone,
