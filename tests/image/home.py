@@ -55,8 +55,14 @@ class Home:
         assert self._machine, "the machine is off"
         return self._machine
 
-    def on(self, status: int = 200) -> Machine:
-        """Switch it on, unless it is on already, and wait until it says that it can answer."""
+    def on(self, probe: bool = False) -> Machine:
+        """Switch it on, unless it is on already, and wait until it says that it can answer.
+
+        `probe`: with a root shell to look inside (`Machine.probe`); one that is on without is switched off
+        first.
+        """
+        if probe and self._machine and not self._machine.has_probe:
+            self.off()
         if self._machine is None or self._machine.process.poll() is not None:
             self._machine = Machine(
                 self.emulator,
@@ -65,8 +71,9 @@ class Home:
                 board=self.board,
                 accelerator=self.accelerator,
                 ports=GUEST_PORTS,
+                probe=probe,
             ).__enter__()
-            self.ready.append(self._machine.wait(status=status))
+            self.ready.append(self._machine.wait())
         return self._machine
 
     def off(self) -> None:

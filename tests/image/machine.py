@@ -79,7 +79,7 @@ class Machine:
         self._ports = tuple(dict.fromkeys((WEB, *ports)))
         self._monitor_path = folder / "monitor"
         self._probe_path = folder / "probe"
-        self._want_probe = probe
+        self.has_probe = probe
         self._probe: Probe | None = None
         self._arguments = [
             *self._base(accelerator, memory, clock),
@@ -107,7 +107,7 @@ class Machine:
         try:
             self.monitor = Monitor(self._monitor_path, lambda: self.process.poll() is None)
             self._forwarded = self._find_ports()
-            if self._want_probe:
+            if self.has_probe:
                 self._probe = Probe(self._probe_path)  # at once: QEMU drops what nobody listens to
         except BaseException as error:
             self.kill()

@@ -20,6 +20,7 @@ from tests.image import people
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator
 from tests.image.home import GUEST_PORTS, Home
+from tests.image.machine import Machine
 from tests.image.people import WAIT, Owner
 from tests.webui.desk import answer, ask
 
@@ -194,12 +195,60 @@ def test_a_full_disk_locks_nobody_out(home: Home, cut: Cut, chromium: Browser) -
     home.off()
     home.disk.fill("lib/filler", left=0)
     owner = people.sign_in(chromium, home.on().url)
-    page = owner.page
-    expect(page.get_by_label("About this machine")).to_contain_text("The disk is full")
-    page.screenshot(path=home.folder / "full.png")
+    expect(owner.page.get_by_label("About this machine")).to_contain_text("The disk is full")
+    owner.page.screenshot(path=home.folder / "full.png")
     assert owner.ask("How do I free some room?")
     home.off()
     home.disk.remove("lib/filler")
-    owner = people.sign_in(chromium, home.on().url)
+    owner = people.sign_in(chromium, home.on(probe=True).url)
     expect(owner.page.get_by_label("About this machine")).to_have_count(0)
     assert owner.ask("Is there room now?")
+
+
+@pytest.fixture(scope="module")
+def inside(home: Home) -> Machine:
+    """The same machine with a root shell in it."""
+    return home.on(probe=True)
+
+
+def test_nothing_failed(inside: Machine) -> None:
+    """Every unit of the system came up, and nothing waits any more."""
+    assert inside.probe("systemctl is-system-running --wait", 200).strip() == "running"
+
+
+def test_nothing_else_listens(inside: Machine) -> None:
+    """Only the service takes connections; besides it there are mDNS and the clients of DHCP."""
+    tcp = {line.split()[3] for line in inside.probe("ss -Hltn").splitlines()}
+    assert {address.rpartition(":")[2] for address in tcp} == {"80"}
+    udp = {line.split()[3].rpartition(":")[2] for line in inside.probe("ss -Hlun").splitlines()}
+    assert udp <= {"5353", "68", "546"}
+
+
+def test_the_firewall_drops_what_is_not_listed(inside: Machine) -> None:
+    """The rules are loaded, and what they do not name is dropped."""
+    rules = inside.probe("nft list chain inet hob input")
+    assert "policy drop" in rules
+    assert "tcp dport { 80, 443, 11434 } accept" in rules
+
+
+def test_the_root_cannot_be_written(inside: Machine) -> None:
+    """The system is read-only, data and logs lie on the data partition, and memory is compressed."""
+    assert inside.probe("findmnt -no FSTYPE,OPTIONS /").startswith("squashfs ro")
+    assert inside.probe("findmnt -no FSTYPE,SOURCE /var").split() == ["ext4", "/dev/vda4"]
+    assert inside.probe("findmnt -no OPTIONS /boot").startswith("ro")
+    assert "/dev/zram0" in inside.probe("cat /proc/swaps")
+    assert "/var/log/journal/" in inside.probe("journalctl --header | grep 'File path'")
+
+
+def test_there_is_no_password(inside: Machine) -> None:
+    """No account can be signed in to, no program changes its user, and no terminal offers a login."""
+    fields = [line.split(":")[1] for line in inside.probe("cat /etc/shadow").splitlines()]
+    assert fields
+    assert all(field.startswith(("!", "*")) for field in fields)
+    assert inside.probe("find / -xdev -perm /6000 -type f") == ""
+    assert inside.probe("systemctl list-units --no-legend 'getty@*' 'serial-getty@*' 'ssh*'") == ""
+
+
+def test_starts_lie_in_one_journal(inside: Machine) -> None:
+    """The journal has every start since the first, so that what led to a cut can be read afterwards."""
+    assert len(json.loads(inside.probe("journalctl --list-boots -o json"))) >= 4
