@@ -286,11 +286,15 @@ def wrong_target(name: str, recipe: Recipe) -> str:
     return ""
 
 
-def toml(table: Mapping[str, Any]) -> str:
-    """A table of strings, numbers, truth values, lists and tables of these as TOML."""
-    plain = [f"{key} = {value(entry)}" for key, entry in table.items() if not isinstance(entry, Mapping)]
-    parts = [f"\n[{key}]\n{toml(entry)}" for key, entry in table.items() if isinstance(entry, Mapping)]
-    return "\n".join([*plain, *parts]) + "\n" if plain or parts else ""
+def toml(table: Mapping[str, Any], name: str = "") -> str:
+    """A table of strings, numbers, truth values, lists and tables of these as TOML; `name` is its own."""
+    plain = [f"{key} = {value(entry)}\n" for key, entry in table.items() if not isinstance(entry, Mapping)]
+    parts = [
+        f"\n[{name}{key}]\n{toml(entry, f'{name}{key}.')}"
+        for key, entry in table.items()
+        if isinstance(entry, Mapping)
+    ]
+    return "".join([*plain, *parts])
 
 
 def value(entry: Any) -> str:
