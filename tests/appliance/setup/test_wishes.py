@@ -1,10 +1,11 @@
 """What may stand in hob.toml, and what is said about what may not."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from appliance.setup.wishes import Wifi, Wishes, read
+from appliance.setup.wishes import CHECKS, WIFI_KEYS, Wifi, Wishes, read
 from tests.appliance.setup.device import KEY, make
 
 
@@ -125,3 +126,25 @@ def test_keys_may_be_pasted_as_lines(zones: Path) -> None:
     wishes, problems = read(f'ssh_keys = """\n{KEY}\n\n{KEY}\n"""', zones)
     assert problems == []
     assert wishes.ssh_keys == [KEY, KEY]
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_key_is_documented() -> None:
+    """docs/device.md has a row for each key, and the template on the boot partition a line."""
+    keys = {*CHECKS, *(f"wifi.{key}" for key in WIFI_KEYS)}
+    page = (ROOT / "docs/device.md").read_text()
+    assert set(re.findall(r"^\| `([a-z_.]+)` \|", page, re.M)) == keys
+    template = (ROOT / "builder/image/system/boot/hob.toml").read_text()
+    assert set(re.findall(r"^#([a-z_]+) =", template, re.M)) == {key.removeprefix("wifi.") for key in keys}
+
+
+def test_the_template_wishes_nothing_and_all_of_it_would_be_taken(zones: Path) -> None:
+    """As it is, it changes nothing; with its marks taken away, it is valid, but for the examples in it."""
+    template = (ROOT / "builder/image/system/boot/hob.toml").read_text()
+    assert read(template, zones) == (Wishes(), [])
+    wishes, problems = read(re.sub(r"^#(?=[a-z[])", "", template, flags=re.M), zones)
+    assert wishes.hostname == "kitchen"
+    assert wishes.wifi == Wifi(ssid="the network's name", password="its password")
+    assert [problem.partition(":")[0] for problem in problems] == ["ssh_keys"]
