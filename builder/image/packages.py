@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -22,7 +22,7 @@ from builder.image.cache import Cache, file_digest, require_space
 from builder.image.mirror import KEYRING, Mirror
 from builder.image.toolbox import Toolbox
 
-FORMAT = 1
+FORMAT: Final = 1
 
 Tell = Callable[[str, str, float | None], None]
 # 'URI' FILE SIZE KIND:HASH, as `apt-get --print-uris` writes it.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.image import overlay, packages, stages
-from builder.image.cache import Cache
+from builder.image.cache import Cache, digest
 from builder.image.packages import Lock
 from builder.image.stages import Order
 from builder.image.toolbox import Toolbox, kept_toolbox
@@ -66,7 +66,7 @@ def architecture_steps(order: Order, architecture: str, cache: Cache, toolbox: T
     likely = {"rootfs": int(weight * ROOTFS), "root": int(weight * SEALED)}
     known = inputs(order, lock, toolbox)
     for stage, text in titles(order):
-        place = cache.place(stage, stages.digest(known[stage]))
+        place = cache.place(stage, digest(known[stage]))
         done = place.exists()
         steps.append(Step(stage, text + name, done, folder_size(place) if done else likely.get(stage)))
     return steps

@@ -8,23 +8,19 @@ fetch mmdebstrap itself.
 
 import contextlib
 import os
-import pwd
-import shutil
 import subprocess
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from builder.errors import CommandError, MirrorError, PrivilegeError, ToolMissingError, UnsupportedError
+from builder.errors import UnsupportedError
+from builder.image.bootstrap import SUITE, bootstrap
 from builder.image.cache import Cache, digest, require_space
-from builder.image.mirror import Mirror, find_mirror
-from builder.image.namespace import EMULATORS, SETUP_FAILED, Spec, subordinate
-
-SUITE = "trixie"
+from builder.image.mirror import find_mirror
+from builder.image.namespace import EMULATORS, Spec
+from builder.image.process import Line, finish, launch, rights
 
 TOOLS = (
     "apt-utils",  # apt-ftparchive
@@ -57,19 +53,6 @@ TOOLS = (
 
 # A toolbox takes 1.7 GB and as much again while it is made.
 ROOM = 4_000_000_000
-
-RIGHTS = (
-    "Run it as root, or give your user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids "
-    "100000-165535 NAME), install uidmap, and allow unprivileged user namespaces."
-)
-
-# The loader and the stub of the other architecture are only files; dpkg would refuse to install two of them.
-OTHER_STUB = (
-    'chroot "$1" sh -ec \'cd /tmp; apt-get -q download systemd-boot-efi:%s; '
-    "dpkg-deb -x systemd-boot-efi_*.deb /; rm systemd-boot-efi_*.deb'"
-)
-
-Line = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -194,92 +177,6 @@ class Toolbox:
             yield folder
 
 
-def launch(
-    spec: Spec, env: Mapping[str, str], stdin: int | IO[str], stdout: int, stderr: int
-) -> subprocess.Popen[str]:
-    """Start a program in namespaces, away from the terminal's signals: Ctrl-C reaches us, and we end it."""
-    fixed = {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "LC_ALL": "C.UTF-8",
-        "TZ": "UTC",
-        "HOME": "/root",
-        # Where this package lies, for the interpreter that makes the namespaces.
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    return subprocess.Popen(
-        spec.command(),
-        env=fixed | dict(env),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-
-
-def finish(
-    running: subprocess.Popen[str], program: str, timeout: float | None = None, line: Line | None = None
-) -> str:
-    """Wait for a program and return its standard output; it never outlives this call."""
-    tail: deque[str] = deque(maxlen=30)
-
-    def listen() -> None:
-        assert running.stderr is not None
-        for text in running.stderr:
-            tail.append(text.rstrip())
-            if line is not None:
-                line(text.rstrip())
-
-    assert running.stdout is not None
-    listener = threading.Thread(target=listen, daemon=True)
-    alarm = threading.Timer(timeout or 0, running.kill)
-    try:
-        listener.start()
-        if timeout is not None:
-            alarm.start()
-        out = running.stdout.read()
-        running.wait()
-    finally:
-        late = timeout is not None and alarm.finished.is_set()
-        alarm.cancel()
-        running.kill()
-        running.wait()
-        listener.join()
-        for pipe in (running.stdout, running.stderr):
-            if pipe is not None:
-                pipe.close()
-    last = tail[-1] if tail else ""
-    if running.returncode == SETUP_FAILED and last.startswith("namespace: "):
-        raise PrivilegeError(
-            f"no namespaces can be made to run {program}: {last.removeprefix('namespace: ')}", hint=RIGHTS
-        )
-    if late and running.returncode != 0:
-        raise CommandError(f"{program} did not end within {timeout:.0f} s and was stopped")
-    if running.returncode != 0:
-        told = "\n".join(list(tail)[-12:]) or out[-2000:].strip()
-        raise CommandError(f"{program} failed with status {running.returncode}:\n{told}")
-    return out
-
-
-def rights() -> str:
-    """What this process builds with, "root" or "a user namespace"; else raises `PrivilegeError`."""
-    if os.geteuid() == 0:
-        return "root"
-    try:
-        for path in (Path("/etc/subuid"), Path("/etc/subgid")):
-            subordinate(path, pwd.getpwuid(os.geteuid()).pw_name)
-    except LookupError as error:
-        raise PrivilegeError(
-            f"building an image needs root or a user namespace: {error}", hint=RIGHTS
-        ) from error
-    if shutil.which("newuidmap") is None:
-        raise PrivilegeError(
-            "building an image needs root or a user namespace: newuidmap is missing", hint=RIGHTS
-        )
-    return "a user namespace"
-
-
 def open_toolbox(
     cache: Cache,
     *,
@@ -306,7 +203,8 @@ def open_toolbox(
 
     def make(folder: Path) -> None:
         require_space(cache.root, ROOM, "The tools")
-        bootstrap(folder / "tree", packages, find_mirror(mirror), cache, line)
+        architectures = (host_architecture(), other_architecture())
+        bootstrap(folder / "tree", packages, architectures, find_mirror(mirror), cache, line)
 
     return opened(cache.get(f"toolbox-{name}", _inputs(packages), make) / "tree", cache)
 
@@ -324,80 +222,6 @@ def kept_toolbox(cache: Cache) -> Toolbox | None:
 
 def _inputs(packages: Sequence[str]) -> dict[str, Any]:
     return {"suite": SUITE, "packages": sorted(packages), "revision": 1}
-
-
-def bootstrap(tree: Path, packages: Sequence[str], mirror: Mirror, cache: Cache, line: Line | None) -> None:
-    """Make a Debian tree with packages, by an mmdebstrap fetched for the purpose."""
-    with cache.scratch("mmdebstrap") as folder:
-        program = fetch_mmdebstrap(folder, mirror)
-        hooks = [OTHER_STUB % other_architecture()] if "systemd-boot-efi" in packages else []
-        argv = [
-            *("perl", program, "--mode=root", "--variant=minbase", "--format=directory"),
-            "--include=" + ",".join(packages),
-            f"--architectures={host_architecture()},{other_architecture()}",
-            *('--aptopt=Acquire::Languages "none"', *(f"--aptopt={option}" for option in mirror.options)),
-            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")),
-            *(f"--customize-hook={hook}" for hook in hooks),
-            *(SUITE, str(tree), *mirror.sources(SUITE, ("main",))),
-        ]
-        env = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-        running = launch(
-            Spec(argv=argv, network=True), env, subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE
-        )
-        finish(running, "mmdebstrap", line=line)
-
-
-def fetch_mmdebstrap(folder: Path, mirror: Mirror) -> str:
-    """Download and unpack mmdebstrap of `SUITE` beside the host's apt; returns the program's path."""
-    for program in ("apt-get", "dpkg-deb", "perl"):
-        if shutil.which(program) is None:
-            raise ToolMissingError(
-                f"{program} is missing: images are built on Debian or a system derived from it",
-                hint="Build in a Debian container or virtual machine.",
-            )
-    config = private_apt(folder, mirror)
-    for argv in (["apt-get", "-q", "update"], ["apt-get", "-q", "download", "mmdebstrap"]):
-        done = subprocess.run(
-            argv,
-            cwd=folder,
-            env=os.environ | {"APT_CONFIG": str(config)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise MirrorError(
-                f"{mirror.url} cannot be read: {done.stderr.strip()[-500:]}",
-                hint="Check the network, or name another Debian mirror with --mirror or HOB_MIRROR.",
-            )
-    deb = next(folder.glob("mmdebstrap_*.deb"))
-    unpack = ["dpkg-deb", "-x", deb, folder / "unpacked"]
-    subprocess.run(unpack, check=True, capture_output=True)
-    return str(folder / "unpacked/usr/bin/mmdebstrap")
-
-
-def private_apt(folder: Path, mirror: Mirror) -> Path:
-    """An apt configuration with state, lists and sources of its own in a folder."""
-    for name in ("lists/partial", "archives/partial"):
-        (folder / name).mkdir(parents=True)
-    (folder / "status").touch()
-    (folder / "sources.list").write_text("\n".join(mirror.sources(SUITE, ("main",))) + "\n")
-    config = folder / "apt.conf"
-    config.write_text(
-        f"""
-        Dir::State "{folder}";
-        Dir::State::status "{folder}/status";
-        Dir::State::lists "{folder}/lists";
-        Dir::Cache "{folder}";
-        Dir::Cache::archives "{folder}/archives";
-        Dir::Etc::sourcelist "{folder}/sources.list";
-        Dir::Etc::sourceparts "/dev/null";
-        APT::Sandbox::User "";
-        #clear APT::Update::Post-Invoke;
-        #clear APT::Update::Post-Invoke-Success;
-        """
-    )
-    return config
 
 
 def host_architecture() -> str:

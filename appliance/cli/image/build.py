@@ -12,7 +12,7 @@ from appliance.cli.telling import say, spoken
 from appliance.library.space import size
 from builder.image.build import build_image
 from builder.image.cache import Cache, default_root
-from builder.image.toolbox import rights
+from builder.image.process import rights
 
 
 @click.command("build")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,15 @@ def test_a_digest_of_a_folder_sees_every_change(tmp_path: Path) -> None:
     seen = {tree_digest(tmp_path)}
     os.utime(tmp_path / "a", (1, 1))
     assert tree_digest(tmp_path) in seen
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: (tmp_path / "a").write_text("2"),
         lambda: (tmp_path / "a").chmod(0o755),
         lambda: (tmp_path / "a").rename(tmp_path / "b"),
         lambda: (tmp_path / "empty").mkdir(),
-        lambda: ((tmp_path / "link").unlink(), (tmp_path / "link").symlink_to("b")),
-    ):
+        lambda: (tmp_path / "link").unlink(),
+        lambda: (tmp_path / "link").symlink_to("b"),
+    ]
+    for change in changes:
         change()
         assert tree_digest(tmp_path) not in seen
         seen.add(tree_digest(tmp_path))

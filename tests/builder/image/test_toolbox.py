@@ -196,7 +196,7 @@ def test_an_ordinary_user_without_subordinate_ids_is_told_so(tmp_path: Path) -> 
     code = (
         "import os; os.setgid(65534); os.setuid(65534)\n"
         "from builder.errors import PrivilegeError\n"
-        "from builder.image.toolbox import rights\n"
+        "from builder.image.process import rights\n"
         "try: rights()\n"
         "except PrivilegeError as error: print(error, '|', error.hint)\n"
     )
