@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from builder.errors import FormatError, RecipeError
@@ -34,7 +33,7 @@ INITRAMFS = "initramfs"
 # The modules that do the work, as they were when they were read: a file may be edited while a build runs.
 CODE = {
     module.__name__.rpartition(".")[2]: file_digest(Path(module.__file__ or ""))
-    for module in (boot_uefi, disk, rauc, roots, rootfs)
+    for module in (boot_pi, boot_uefi, disk, rauc, roots, rootfs)
 }
 
 # zstd level of a root that is made to be tried and thrown away.
@@ -218,7 +217,7 @@ def kernel_inputs(order: Order, lock: Lock) -> dict[str, Any]:
         "initramfs": initramfs_inputs(order, lock),
         "version": order.version,
         "words": order.recipe.cmdline,
-        "code": CODE["boot_uefi"],
+        "code": [CODE[name] for name in starts(order)],
     }
 
 
@@ -227,13 +226,13 @@ def initramfs_inputs(order: Order, lock: Lock) -> dict[str, Any]:
     return {
         "base": base_inputs(order, lock),
         "configuration": [tree_digest(folder) for folder in configuration(order)],
-        "code": [file_digest(Path(module.__file__ or "")) for module in starts(order)],
+        "code": [CODE[name] for name in starts(order)],
     }
 
 
-def starts(order: Order) -> list[ModuleType]:
-    """The code that makes a recipe's device start."""
-    return [boot_uefi, boot_pi] if order.recipe.boot == "pi" else [boot_uefi]
+def starts(order: Order) -> list[str]:
+    """The modules that make a recipe's device start."""
+    return ["boot_uefi", "boot_pi"] if order.recipe.boot == "pi" else ["boot_uefi"]
 
 
 def configuration(order: Order) -> list[Path]:
