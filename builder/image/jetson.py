@@ -1,8 +1,8 @@
 """A Jetson's flashable tree, from NVIDIA's board support package (BSP) and Hob's root file system.
 
-NVIDIA's package may not be passed on, so a person brings it: the folder in which its archive was unpacked, with
-the archive still beside it. Nothing of it is used that does not match the archive, and no archive whose SHA-256
-is not on the list of `bsp.toml` or of the person's own list:
+NVIDIA's package may not be passed on, so a person brings it: the folder in which its archive was unpacked,
+with the archive still beside it. Nothing of it is used that does not match the archive, and no archive whose
+SHA-256 is not on the list of `bsp.toml` or of the person's own list:
 
     [[release]]
     version = "39.2.1"
@@ -40,8 +40,8 @@ BOARD = "jetson-orin-nano-devkit-super"
 """NVIDIA's name of the developer kit in the command that is shown; others stand in the tree as NAME.conf."""
 
 FETCH = (
-    "Download Jetson_Linux_R39.2.1_aarch64.tbz2 from NVIDIA's page for Jetson Linux, unpack it, leave it where "
-    "it is, and name its folder. Or run Hob's container on stock JetPack: hob image build oci-jetson."
+    "Download Jetson_Linux_R39.2.1_aarch64.tbz2 from NVIDIA's page for Jetson Linux, unpack it, leave it "
+    "where it is, and name its folder. Or run Hob's container on stock JetPack: hob image build oci-jetson."
 )
 
 # Flashing a whole tree into NVIDIA's layout needs a host name and services enabled, not Hob's partitions.
@@ -147,7 +147,7 @@ def check(folder: Path | None, own: Path | None = None) -> Bsp:
 
 
 def contents(archive: Path) -> dict[str, str]:
-    """SHA-256 of every file in a BSP's archive by its path in the tree; "-> TARGET" of a symbolic link."""
+    """SHA-256 of every file in a BSP's archive by its path in the tree; "-> TARGET" of a link."""
     found: dict[str, str] = {}
     try:
         with tarfile.open(archive, "r|bz2") as opened:

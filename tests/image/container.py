@@ -1,4 +1,4 @@
-"""A container image as a runtime would run it: unpacked, as another user, read-only, in namespaces of its own.
+"""A container image as a runtime would run it: unpacked, as another user, read-only, in its own namespaces.
 
 No runtime is needed for that: the kernel's own means are enough, and stricter here than Docker's defaults.
 """
