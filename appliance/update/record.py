@@ -50,16 +50,17 @@ class Record(msgspec.Struct, frozen=True):
     versions: dict[str, str] = {}
 
 
-def read(file: Path = FILE) -> Record:
+def read(file: Path | None = None) -> Record:
     """The record; an empty one where there is none, or none that can be read."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Record)
+        return msgspec.json.decode((file or FILE).read_bytes(), type=Record)
     except (OSError, msgspec.MsgspecError):  # no update depends on it: it only explains
         return Record()
 
 
-def write(record: Record, file: Path = FILE) -> None:
+def write(record: Record, file: Path | None = None) -> None:
     """Keep the record, on disk when this returns."""
+    file = file or FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     with new.open("wb") as out:
@@ -106,6 +107,6 @@ def settle(record: Record, current: str, version: str, boot: str, now: float | N
     return record
 
 
-def boot_id(file: Path = BOOT_ID) -> str:
+def boot_id() -> str:
     """The kernel's name for this boot."""
-    return file.read_text().strip()
+    return BOOT_ID.read_text().strip()
