@@ -25,6 +25,7 @@ class State(Struct, frozen=True, kw_only=True):
         taken: by name of a file of the boot partition, the SHA-256 of what was in it when Hob had last read
         it and
             taken its secrets out: what differs from it was written by a person since.
+        keys: of each key of `hob.toml`, the SHA-256 of its value when Hob had last read it.
         problems: what was wrong in these files.
     """
 
@@ -37,6 +38,7 @@ class State(Struct, frozen=True, kw_only=True):
     wifi: Wifi | None = None
     country: str = ""
     taken: dict[str, str] = {}
+    keys: dict[str, str] = {}
     problems: list[str] = []
 
 

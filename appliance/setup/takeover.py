@@ -7,6 +7,7 @@ is kept first; only then the secrets are removed, in place, so that a power cut 
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -56,11 +57,13 @@ def take_over(places: Places, state: State) -> State:
         left |= {name: LEFT.encode() for name in IMAGER if name in new}
     if SETTINGS in new:  # last, so that it wins
         text = _text(SETTINGS, files[SETTINGS], problems)
-        wished, wrong = wishes.read(text, places.zones)
+        _, wrong = wishes.read(text, places.zones)
         problems += [f"{SETTINGS}: {sentence}" for sentence in wrong]
-        state = merge(state, wished)
         with contextlib.suppress(tomllib.TOMLDecodeError):  # reported above; what cannot be read stays
-            left[SETTINGS] = scrub.scrub(text).encode()
+            state = _merge_new(places, state, tomllib.loads(text))
+            bare = scrub.scrub(text)
+            left[SETTINGS] = bare.encode()
+            state = msgspec.structs.replace(state, keys=_digests(tomllib.loads(bare)))
     state = msgspec.structs.replace(
         state,
         problems=problems,
@@ -75,6 +78,23 @@ def take_over(places: Places, state: State) -> State:
             for file, content in changed.items():
                 overwrite(file, content)
     return state
+
+
+def _merge_new(places: Places, state: State, table: dict[str, object]) -> State:
+    """The state with those keys of `hob.toml` that are others than Hob left there.
+
+    An old line does not undo what was set on the page since; only writing it anew does.
+    """
+    digests = _digests(table)
+    fresh = {key: value for key, value in table.items() if digests[key] != state.keys.get(key)}
+    return merge(state, wishes.check(fresh, places.zones)[0])
+
+
+def _digests(table: dict[str, object]) -> dict[str, str]:
+    """What tells one value of a key from another."""
+    return {
+        key: _digest(json.dumps(value, sort_keys=True, default=str).encode()) for key, value in table.items()
+    }
 
 
 def report(places: Places, text: str) -> None:

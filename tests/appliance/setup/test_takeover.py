@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance.setup import scrub, takeover
@@ -10,6 +11,8 @@ from appliance.setup.state import State, load, save
 from appliance.setup.wishes import Wifi
 from tests.appliance.setup.device import KEY, make
 from tests.appliance.setup.test_imager import NETWORK_CONFIG, PSK, USER_DATA
+
+KNOWN = "hostname, locale, ntp, setup_code, ssh_keys, timezone, wifi."
 
 SETTINGS = f"""# My Hob
 hostname = "kitchen"  # where it stands
@@ -72,6 +75,22 @@ def test_a_later_edit_is_taken_and_keeps_the_password(places: Places) -> None:
     assert state.wifi == Wifi(ssid="home", password="correct horse")
     settings(places, settings(places).replace('ssid = "home"', 'ssid = "open"'))
     assert takeover.take_over(places, state).wifi == Wifi(ssid="open", password="")
+
+
+def test_an_old_line_does_not_undo_what_the_page_has_set(places: Places) -> None:
+    """Only what was written anew is a wish; the rest of the file is history."""
+    settings(places, SETTINGS)
+    state = takeover.take_over(places, State())
+    state = msgspec.structs.replace(state, host_name="attic", wifi=Wifi(ssid="other", password="long enough"))
+    settings(places, settings(places) + "country = 'DE'\n" + "[wrong]\n")
+    state = takeover.take_over(places, state)
+    assert state.host_name == "attic"
+    assert state.wifi == Wifi(ssid="home")  # its table was written anew, without a password
+    assert state.problems == ["hob.toml: wrong: there is no such key; known are " + KNOWN]
+    settings(places, settings(places).replace("kitchen", "cellar"))
+    state = takeover.take_over(places, msgspec.structs.replace(state, ssh_keys=[]))
+    assert (state.host_name, state.ssh_keys) == ("cellar", [])
+    assert len(state.problems) == 1  # still there, still wrong
 
 
 def test_what_is_not_mentioned_stays(places: Places) -> None:
