@@ -36,6 +36,9 @@ PORT = 8080
 EMPTIED = ("boot", "dev", "proc", "run", "sys", "tmp", "var/cache", "var/log")
 """Folders whose content is the container runtime's affair, or of no use."""
 
+NAMELESS = ("etc/apt/sources.list",)
+"""Files that name a folder of the machine that built."""
+
 SYSTEM = ("usr/lib/systemd", "usr/lib/sysusers.d", "usr/lib/tmpfiles.d")
 """What an overlay has for systemd, which does not run here."""
 
@@ -176,11 +179,9 @@ def _debian(archive: Path, layer: tarfile.TarFile, epoch: int) -> None:
     with tarfile.open(archive, "r|") as source:
         for member in source:
             name = member.name.removeprefix("./").rstrip("/")
-            if (
-                name in ("", ".")
-                or member.isdev()
-                or any(name.startswith(f"{folder}/") for folder in EMPTIED)
-            ):
+            if name in ("", ".", *NAMELESS) or member.isdev():
+                continue
+            if any(name.startswith(f"{folder}/") for folder in EMPTIED):
                 continue
             _settle(member, name, epoch)
             if member.islnk():

@@ -51,6 +51,7 @@ def base(folder: Path, machine: str, later: int = 0) -> Path:
         add("etc/passwd", text="root:x:0:0::/root:/bin/sh\n")
         add("etc/group", text="root:x:0:\n")
         add("run/lock", text="gone")
+        add("etc/apt/sources.list", text=f"deb copy:///{later} ./")
         add("usr/bin/su", text=machine, mode=0o4755, uname="root", pax_headers={"SCHILY.xattr.user.x": "y"})
         add("usr/bin/su2", tarfile.LNKTYPE, linkname="./usr/bin/su")
         add("var/log/dpkg.log", text="gone")
