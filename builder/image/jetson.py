@@ -142,7 +142,7 @@ def check(folder: Path | None, own: Path | None = None) -> Bsp:
     versions = ", ".join(release.version for release in known)
     raise UnsupportedError(
         f"{path.name} with SHA-256 {digest} is not on the list of BSP releases ({versions})",
-        hint="If you trust it, list it in a file of your own: --bsp-allow FILE (docs/devices/jetson-orin.md).",
+        hint="If you trust it, list it in a file of yours: --bsp-allow FILE (docs/devices/jetson-orin.md).",
     )
 
 
