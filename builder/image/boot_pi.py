@@ -8,9 +8,9 @@ The partition HOB holds
     slots/always, slots/once         which slot starts; the device makes them (usr/lib/hob/bootloader)
     EFI/Linux/hob-a.efi, ...         as on a computer with UEFI, see boot_uefi
 
-The firmware has a way of its own to try a partition once ("tryboot"), but Linux cannot ask for it: that part of
-the driver is in Raspberry Pi's own kernels only. U-Boot starts programs for UEFI, so a kernel image is made,
-updated and rolled back as on any other device, and all but the firmware's own step can be tried in QEMU.
+The firmware has a way of its own to try a partition once ("tryboot"), but Linux cannot ask for it: that part
+of the driver is in Raspberry Pi's own kernels only. U-Boot starts programs for UEFI, so a kernel image is
+made, updated and rolled back as on any other device, and all but the firmware's step can be tried in QEMU.
 
 Firmware, U-Boot and device trees are as old as the card: an update does not touch them.
 Files and settings of the firmware: raspberrypi.com/documentation, "config.txt" and "boot flow".

@@ -18,7 +18,7 @@ KEYRING: Final = Path("/etc/rauc/keyring.pem")
 
 
 def slot(index: int) -> str:
-    """The section of a slot in system.conf. Kernels are files of the boot partition: the bundle's hook's part."""
+    """The section of a slot in system.conf. Kernels are files that a bundle's hook brings."""
     name = SLOTS[index]
     return f"[slot.rootfs.{index}]\ndevice=/dev/disk/by-partlabel/root-{name}\ntype=raw\nbootname={name}\n"
 
