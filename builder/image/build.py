@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import BuildError, UnsupportedError
-from builder.image import disk, layout, oci, release, stages
+from builder.image import deb, disk, layout, oci, release, stages
+from builder.image.application import checkout_of
 from builder.image.bundle import make_bundle
 from builder.image.cache import Cache, require_space
 from builder.image.inventory import software
@@ -67,6 +68,8 @@ def build_image(order: Order, cache: Cache, tell: Tell) -> list[Path]:
             return build_disk(order, toolbox, tell)
         case "oci":
             return build_container(order, toolbox, tell)
+        case "deb":
+            return build_packages(order, toolbox, tell)
         case other:
             raise UnsupportedError(f"a recipe of format {other} cannot be built yet")
 
@@ -85,13 +88,19 @@ def tools(order: Order, cache: Cache, tell: Tell) -> Toolbox:
     return toolbox
 
 
-def packages(order: Order, toolbox: Toolbox, architecture: str, tell: Tell) -> Lock:
-    """The lock of an architecture, with all its packages kept. Asks the mirror only for what is not there."""
+def locked(order: Order, toolbox: Toolbox, architecture: str, tell: Tell) -> Lock:
+    """The lock of an architecture. Asks the mirror only where there is none."""
     tell("packages", f"packages for {architecture}", None)
     lock = stages.locked(order, architecture, toolbox.cache)
     if lock is None:
         tell("packages", "asking the mirror which there are", None)
         lock = stages.resolve(order, architecture, toolbox, find_mirror(order.mirror))
+    return lock
+
+
+def packages(order: Order, toolbox: Toolbox, architecture: str, tell: Tell) -> Lock:
+    """The lock of an architecture, with all its packages kept."""
+    lock = locked(order, toolbox, architecture, tell)
     if stages.missing(lock, toolbox.cache):
         fetch(toolbox, find_mirror(order.mirror), lock, tell)
     return lock
@@ -212,6 +221,31 @@ def build_container(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:
             tell=tell,
         )
         return sorted(publish(path, order.out) for path in (*made, archive))
+
+
+def build_packages(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:
+    """A Debian package for every architecture of the recipe."""
+    made = []
+    with toolbox.scratch("packages") as work:
+        for architecture in order.recipe.architectures:
+            # Nothing of Debian goes into it; the lock gives it its time.
+            lock = locked(order, toolbox, architecture, tell)
+            added = stages.added(order, lock, toolbox, tell)
+            tell("deb", f"package for {architecture}", None)
+            version = deb.debian_version(order.version)
+            made.append(
+                deb.build(
+                    work / f"{deb.NAME}_{version}_{architecture}.deb",
+                    overlay=added,
+                    checkout=checkout_of(),
+                    architecture=architecture,
+                    version=order.version,
+                    compiler=order.recipe.compiler,
+                    epoch=lock.epoch,
+                    toolbox=toolbox,
+                )
+            )
+        return [publish(path, order.out) for path in made]
 
 
 def publish(made: Path, out: Path) -> Path:

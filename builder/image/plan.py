@@ -56,12 +56,12 @@ def architecture_steps(order: Order, architecture: str, cache: Cache, toolbox: T
     lock = stages.locked(order, architecture, cache)
     name = f" for {architecture}"
     if lock is None or toolbox is None:
-        asked = f"{len(order.recipe.wanted)} packages and what they need; a mirror says which"
+        asked = f"{len(order.recipe.wanted)} packages and what they need: a mirror says which"
         return [
             Step("packages", asked + name, False),
             *(Step(stage, text + name, False) for stage, text in titles(order)),
         ]
-    steps = [packages_step(lock, cache)]
+    steps = [packages_step(lock, cache)] if order.recipe.format != "deb" else []
     weight = sum(package.size for package in lock.packages)
     likely = {"rootfs": int(weight * ROOTFS), "root": int(weight * SEALED)}
     known = inputs(order, lock, toolbox)
@@ -83,7 +83,9 @@ def packages_step(lock: Lock, cache: Cache) -> Step:
 
 def titles(order: Order) -> list[tuple[str, str]]:
     """The stages that are kept, in their order."""
-    found = [("rootfs", "base root file system"), ("overlay", "Hob, its packages, models and libraries")]
+    found = [("overlay", "Hob, its packages, models and libraries")]
+    if order.recipe.format != "deb":
+        found.insert(0, ("rootfs", "base root file system"))
     if order.recipe.boot != "none":
         found += [("initramfs", "initramfs"), ("root", "sealed root file system")]
     if order.recipe.boot == "uefi":

@@ -244,8 +244,7 @@ def explain(error: msgspec.ValidationError, path: Path, keys: Mapping[str, Path]
 def problems(recipe: Recipe) -> list[tuple[str, str]]:
     """What is wrong with a recipe beyond the types of its keys, as pairs of key and problem."""
     found = []
-    if not recipe.architectures:
-        found.append(("architectures", "is empty"))
+    found += [(key, "is empty") for key in ("architectures", "components") if not getattr(recipe, key)]
     if recipe.format in {"disk", "jetson"} and len(recipe.architectures) > 1:
         found.append(("architectures", f"a recipe of format {recipe.format} has one, this has several"))
     for key in ("packages", "firmware"):

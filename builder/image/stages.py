@@ -184,7 +184,8 @@ def contents(order: Order, lock: Lock) -> overlay.Contents:
         compiler=recipe.compiler,
         gpu=recipe.gpu,
         settings=toml(recipe.settings),
-        image=toml(about),
+        # Only what boots is an image, and takes updates as a whole.
+        image=toml(about) if recipe.boot != "none" else "",
         system=system(order),
     )
 
