@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.cli import hob
+from appliance.setup import wishes
 from appliance.setup.code import ALPHABET
 from builder.errors import BuildError, DriveError, FormatError, ToolMissingError
 from builder.image import first_boot, flash, gpt
@@ -97,6 +98,32 @@ def test_set_up_codes_are_the_services_own() -> None:
     assert len(codes) == 200
     for code in codes:
         Settings(setup_code=code)
+
+
+def test_the_device_reads_what_is_written(tmp_path: Path) -> None:
+    """Every setting that the command takes, as the device's own reader understands it."""
+    (tmp_path / "Europe").mkdir()
+    (tmp_path / "Europe/Berlin").write_bytes(b"TZif2")
+    settings = Settings(
+        hostname="kitchen",
+        ssid='Ünser "Netz"',
+        password="back\\slash words",
+        country="DE",
+        ssh_keys=(KEY,),
+        locale="de_DE.UTF-8",
+        timezone="Europe/Berlin",
+        setup_code=first_boot.new_setup_code(),
+    )
+    found, problems = wishes.read(settings.toml(), tmp_path)
+    assert problems == []
+    assert found.wifi == wishes.Wifi(ssid='Ünser "Netz"', password="back\\slash words")
+    assert (found.hostname, found.country, found.locale) == ("kitchen", "DE", "de_DE.UTF-8")
+    assert (found.timezone, found.setup_code) == ("Europe/Berlin", settings.setup_code)
+    assert found.ssh_keys is not None
+    assert [key.split()[:2] for key in found.ssh_keys] == [KEY.split()[:2]]
+    open_wifi, problems = wishes.read(Settings(ssid="café").toml(), tmp_path)
+    assert problems == []
+    assert open_wifi.wifi == wishes.Wifi(ssid="café")
 
 
 def test_public_keys_are_read(tmp_path: Path) -> None:
