@@ -1,5 +1,6 @@
 """The units are sound as far as systemd can tell without running them."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,12 +23,18 @@ pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason=
 @pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.name)
 def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     """No unknown key, no misspelt value, no missing program once Hob is where the unit expects it."""
-    copy = tmp_path / unit.name
-    text = unit.read_text()
-    for installed, here in PROGRAMS.items():
-        text = text.replace(installed, str(here))
-    copy.write_text(text)
-    result = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    for other in UNITS.iterdir():  # units name one another
+        text = other.read_text()
+        for installed, here in PROGRAMS.items():
+            text = text.replace(installed, str(here))
+        (tmp_path / other.name).write_text(text)
+    result = subprocess.run(
+        ["systemd-analyze", "verify", tmp_path / unit.name],
+        env=os.environ | {"SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
