@@ -291,7 +291,7 @@ class EngineClient(Engine):
                 async with self._connection() as link:
                     await self._converse(link)
             except (HobError, OSError, TimeoutError) as error:
-                log.warning("the engine does not start: %s", error or type(error).__name__)
+                log.warning("the engine does not start: %s", str(error) or type(error).__name__)
             pause = backoff.after(clock() - began)
             self._next_try = clock() + pause
             log.warning("the engine is gone; trying again in %.2f s", pause)

@@ -234,7 +234,8 @@ async def run(
             ours = systemd.listener()
             if ours is None:
                 raise OSError("systemd has passed no socket to this process")
-            stack.callback((await asyncio.start_unix_server(server.talk, sock=ours)).close)
+            # Not `start_unix_server`: from Python 3.13 on it would remove the file, which is systemd's.
+            stack.callback((await asyncio.start_server(server.talk, sock=ours)).close)
             stack.callback(systemd.notify, stopping=True)
             await stack.enter_async_context(systemd.watched())
             systemd.notify(ready=True)

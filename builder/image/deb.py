@@ -74,8 +74,7 @@ if [ "$1" = configure ] || [ "$1" = abort-upgrade ] || [ "$1" = abort-remove ]; 
     systemd-sysusers ${DPKG_ROOT:+--root="$DPKG_ROOT"} hob.conf
     systemd-tmpfiles ${DPKG_ROOT:+--root="$DPKG_ROOT"} --create hob.conf || true
     for unit in @ENABLED@; do
-        # What the owner has disabled or masked stays so.
-        deb-systemd-helper unmask "$unit" >/dev/null || true
+        # What the owner has disabled stays so.
         if deb-systemd-helper --quiet was-enabled "$unit"; then
             deb-systemd-helper enable "$unit" >/dev/null || true
         else
@@ -105,8 +104,6 @@ if [ "$1" = purge ]; then
     # Chats, keys and models. The users stay, so that nobody else ever gets their numbers.
     rm -rf "${DPKG_ROOT:-}/var/lib/hob"
     deb-systemd-helper purge @ENABLED@ >/dev/null || true
-elif [ "$1" = remove ]; then
-    deb-systemd-helper mask @ENABLED@ >/dev/null || true
 fi
 if [ -z "${DPKG_ROOT:-}" ] && [ -d /run/systemd/system ]; then
     systemctl --system daemon-reload >/dev/null || true
@@ -168,7 +165,7 @@ def build(
             os.utime(tree / "DEBIAN" / script, (epoch, epoch))
         made = scratch / out.name
         toolbox.run(
-            # With more than one thread zstd's bytes do not depend on how many there are; with one, they differ.
+            # From two threads on zstd's bytes do not depend on their number; with one they differ.
             [
                 *("dpkg-deb", "--build", "--root-owner-group", "--threads-max=4", "-Zzstd", "-z9"),
                 *(tree, made),
