@@ -66,6 +66,10 @@ guide-train: (env "service")
 guide-eval: (env "service")
     {{python}} -m builder.guide eval
 
+# Build a device's image: `just image nuc --out images`; flags are those of `hob image build`.
+image name *flags: (env "service")
+    .venv/bin/hob image build {{name}} {{flags}}
+
 # Build the image for PCs and start it in QEMU: first visit, power cut, full disk, updates, backups; flags go to pytest.
 test-images *flags: (env "dev")
     HOB_TEST_IMAGES=pc .venv/bin/pytest -m image {{flags}}

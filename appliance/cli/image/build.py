@@ -9,6 +9,7 @@ import click
 from appliance.cli.image.order import order, order_options
 from appliance.cli.image.stages import Stages
 from appliance.cli.telling import say, spoken
+from appliance.errors import StoppedError
 from appliance.library.space import size
 from builder.image.build import build_image
 from builder.image.cache import Cache, default_root
@@ -39,6 +40,10 @@ def command(recipe: str, out: Path, as_json: bool, **said: Any) -> None:
         try:
             made = build_image(wanted, Cache(default_root()), stages)
             stages.finish()
+        except KeyboardInterrupt as error:
+            raise StoppedError(
+                "stopped", hint="The stages that were finished are kept: the same command goes on from there."
+            ) from error
         finally:
             stages.stop()
         for path in made:

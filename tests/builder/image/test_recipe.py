@@ -1,5 +1,6 @@
 """Recipes: those that come with Hob are sound, and a mistake in one's own is named with file and key."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -150,3 +151,14 @@ def test_tables_are_written_as_toml() -> None:
     """What the image is told reads back as it was, with characters of every plane."""
     table = {"a": 'quo"te\n\\ ü 🏠', "b": [1, 2.5, True], "c": {"d": {"e": "f"}}, "g": -1}
     assert tomllib.loads(recipe.toml(table)) == table
+
+
+def test_every_key_is_documented() -> None:
+    """docs/images.md has a row for each key a recipe may have, and for nothing else."""
+    keys = {"extends", *recipe.Recipe.__struct_fields__} - {"name", "disk", "imager"}
+    keys |= {f"disk.{key}" for key in recipe.Disk.__struct_fields__}
+    keys |= {f"imager.{key}" for key in recipe.Imager.__struct_fields__}
+    text = (Path(__file__).parents[3] / "docs/images.md").read_text()
+    table = text.split("| Key | What it says |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]+) \|", table, re.M)
+    assert {key for row in rows for key in re.findall(r"`([a-z_.]+)`", row)} == keys
