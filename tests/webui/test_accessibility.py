@@ -35,7 +35,9 @@ def test_the_keyboard_is_enough(desk: Desk, site: Site) -> None:
     expect(page.locator(".menu > summary")).to_be_focused()
 
 
-@pytest.mark.parametrize("path", ["/", "/settings", "/models", "/system", "/search?q=code", "chat"])
+@pytest.mark.parametrize(
+    "path", ["/", "/settings", "/models", "/system", "/backups", "/search?q=code", "chat"]
+)
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_nothing_is_wider_than_the_window(desk: Desk, site: Site, path: str, width: int) -> None:
     """No page scrolls sideways, down to 320 CSS pixels (WCAG 2.2, 1.4.10)."""
@@ -101,7 +103,18 @@ def test_an_answer_is_announced_in_paragraphs(desk: Desk, site: Site) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/settings", "/models", "/system", "/search?q=code", "chat", "/login", "/setup", "/chats/999999"],
+    [
+        "/",
+        "/settings",
+        "/models",
+        "/system",
+        "/backups",
+        "/search?q=code",
+        "chat",
+        "/login",
+        "/setup",
+        "/chats/999999",
+    ],
 )
 def test_every_control_has_a_name(desk: Desk, site: Site, path: str) -> None:
     """In the browser's own accessibility tree every link, button and field has a name."""
@@ -149,7 +162,19 @@ CONTRASTS = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
-    "path", ["/", "/settings", "/models", "/system", "/search?q=bread", "chat", "error", "/login", "/setup"]
+    "path",
+    [
+        "/",
+        "/settings",
+        "/models",
+        "/system",
+        "/backups",
+        "/search?q=bread",
+        "chat",
+        "error",
+        "/login",
+        "/setup",
+    ],
 )
 def test_text_is_readable_in_both_schemes(desk: Desk, site: Site, path: str, scheme: str) -> None:
     """All text has a contrast of at least 4.5 on what is behind it (WCAG 2.2, 1.4.3)."""

@@ -9,7 +9,7 @@ import pytest
 from jinja2 import meta
 from markupsafe import Markup
 
-from webui import assets, device_pages, model_pages, pages, update_pages
+from webui import assets, backup_pages, device_pages, model_pages, pages, update_pages
 from webui.rendering import environment, to_html
 
 TEMPLATES = Path(pages.__file__).parent / "templates"
@@ -202,6 +202,32 @@ SAMPLES: list[pages.Page] = [
     ),
     model_pages.JobPage(SIDEBAR, JOBS[:1], ""),
     model_pages.JobPage(SIDEBAR, JOBS[2:], "<said>\n"),
+    backup_pages.BackupsPage(
+        SIDEBAR, "There is none.", "", [], [], [], False, "No passphrase is set.", None, [], "", "", ""
+    ),
+    backup_pages.BackupsPage(
+        SIDEBAR,
+        "The last one was made today.",
+        "The disk is <full>.",
+        [
+            backup_pages.BackupRow("a&b.hobbackup", "Today, 3:30", "made at night · 5 kB", True, True, True),
+            backup_pages.BackupRow("b.hobbackup", "Today, 3:31", "made by hand · 5 kB", False, False, True),
+        ],
+        [backup_pages.BackupRow("/media/<a>/c.hobbackup", "Today, 3:32", "from hob", True, True, False)],
+        ["/media/<a>"],
+        True,
+        "A passphrase was set.",
+        backup_pages.RestoreCard("0123", [("From", "h<o>b")], "This replaces <all>.", ["It has no owner."]),
+        [
+            backup_pages.MissingRow("a<b", "5 MB · owner/name", True),
+            backup_pages.MissingRow("filed", "5 MB · from a file", False),
+        ],
+        "The passphrase is not <right>.",
+        "Try another.",
+        "The backup is made.",
+    ),
+    backup_pages.RestoringPage(True),
+    backup_pages.RestoringPage(False),
 ]
 IDS = [f"{type(page).__name__}-{number}" for number, page in enumerate(SAMPLES)]
 
