@@ -35,7 +35,7 @@ class Bench:
         """What the device's side makes of a file."""
         config = self.folder / "system.conf"
         config.write_text(checking_conf(COMPATIBLE, self.keys.keyring))
-        command = ["rauc", "info", "--conf", config, "--output-format=json-2", file]
+        command: list[str | Path] = ["rauc", "info", "--conf", config, "--output-format=json-2", file]
         try:
             return parse(self.toolbox.run(command, read=[self.folder, file.parent], timeout=60))
         except CommandError as error:
