@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-import time
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,26 +119,35 @@ class Cache:
     @contextlib.contextmanager
     def scratch(self, purpose: str) -> Iterator[Path]:
         """An empty folder on the cache's disk, removed at the end, however it comes."""
-        work = self.root / "work"
-        work.mkdir(parents=True, exist_ok=True)
-        self.sweep(work)
-        folder = work / f"{purpose}.{os.getpid()}.{time.monotonic_ns()}"
-        folder.mkdir()
+        work = self.root / "scratch"
+        with self.lock("scratch"):
+            work.mkdir(parents=True, exist_ok=True)
+            self.sweep(work)
+            folder = Path(tempfile.mkdtemp(prefix=f"{purpose}.", dir=work))
+            held = os.open(folder, os.O_RDONLY)
+            fcntl.flock(held, fcntl.LOCK_EX)
         try:
             yield folder
         finally:
             if folder.exists():
                 self.remove(folder)
+            os.close(held)
 
     def sweep(self, work: Path) -> None:
-        """Remove what processes that are no more have left: kill -9 leaves no time to tidy up."""
+        """Remove what processes that are no more have left: kill -9 leaves no time to tidy up.
+
+        Who works in a folder holds a lock on it, which ends with the process.
+        """
         for folder in work.iterdir():
-            pid = folder.name.split(".")[1]
-            if not Path("/proc", pid).exists():
-                mine = work / f"left.{os.getpid()}.{time.monotonic_ns()}"
-                with contextlib.suppress(FileNotFoundError):  # another process was faster
-                    folder.rename(mine)
-                    self.remove(mine)
+            found = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            else:
+                self.remove(folder)
+            finally:
+                os.close(found)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

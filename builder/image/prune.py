@@ -1,7 +1,6 @@
 """Gives back what the cache holds and no build has used for a while."""
 
 import time
-from pathlib import Path
 
 from builder.errors import FormatError
 from builder.image import packages
@@ -35,15 +34,7 @@ def remembered(cache: Cache) -> list[packages.Lock]:
 
 def remove(cache: Cache, gone: list[Kept]) -> None:
     """Remove results and packages, and what killed builds have left."""
-    for kept in gone:
-        if kept.path.is_dir():
-            # Renamed first, so that a result is never there in part.
-            grave = cache.root / "work" / f"gone.0.{kept.path.name}"
-            grave.parent.mkdir(parents=True, exist_ok=True)
-            kept.path.rename(grave)
-            cache.remove(grave)
-        else:
-            kept.path.unlink()
-    work = cache.root / "work"
-    if Path(work).is_dir():
-        cache.sweep(work)
+    with cache.scratch("gone") as grave:
+        for kept in gone:
+            # Moved first, so that a result is never there in part; who has a file open keeps it.
+            kept.path.rename(grave / f"{kept.stage}-{kept.path.name}")

@@ -52,6 +52,8 @@ class Order:
         lock: the lock file to build from; it is written if it does not exist. None: what the cache remembers.
         update: take the newest packages although there is a lock.
         keys: what the files are signed with, and whose updates the device takes; None for neither.
+        bsp: folder of NVIDIA's board support package, which a Jetson needs.
+        bsp_allow: list of such packages that may be used besides Hob's own.
         fast: weaker compression and no packed image, to try things out.
     """
 
@@ -62,6 +64,8 @@ class Order:
     lock: Path | None = None
     update: bool = False
     keys: Keys | None = None
+    bsp: Path | None = None
+    bsp_allow: Path | None = None
     fast: bool = False
 
 
@@ -204,6 +208,7 @@ def system(order: Order) -> list[Path]:
 
 def added(order: Order, lock: Lock, toolbox: Toolbox, tell: Tell) -> Path:
     """The tree of what Hob adds to Debian."""
+    tell("overlay", f"Hob and its Python packages, models and libraries for {lock.architecture}", None)
     return overlay.build(
         contents(order, lock), toolbox.cache, toolbox, lambda text, share: tell("overlay", text, share)
     )

@@ -14,7 +14,7 @@ from tests.service import run_hob
 def image(folder: Path, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
     """Run a verb with an empty cache: status, output, errors."""
     environment.setdefault("HOB_IMAGE_CACHE", str(folder / "cache"))
-    done = run_hob(folder, "image", *arguments, **environment)
+    done = run_hob(folder, "image", *map(str, arguments), **environment)
     return done.returncode, done.stdout, done.stderr
 
 

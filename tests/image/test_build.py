@@ -59,7 +59,7 @@ def test_a_build_that_is_stopped_leaves_nothing_behind(fresh: Path, release: Rel
         for line in running.stdout:
             if "installing" in json.loads(line)["text"]:
                 break
-        work = list((fresh / "work").iterdir())
+        work = list((fresh / "scratch").iterdir())
         assert work, "the stage is under way"
         assert processes(fresh)
         running.send_signal(signal.SIGINT)
@@ -70,7 +70,7 @@ def test_a_build_that_is_stopped_leaves_nothing_behind(fresh: Path, release: Rel
     told = json.loads(out.splitlines()[-1])
     assert told["error"] == "stopped"
     assert "goes on from there" in told["hint"]
-    assert list((fresh / "work").iterdir()) == []
+    assert list((fresh / "scratch").iterdir()) == []
     assert processes(fresh) == []
     assert Path("/proc/self/mounts").read_text() == mounts
     assert list(tmp_path.iterdir()) == []

@@ -47,7 +47,7 @@ def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         cache.get("stage", {}, fail)
     assert not cache.has("stage", {})
-    assert list((tmp_path / "work").iterdir()) == []
+    assert list((tmp_path / "scratch").iterdir()) == []
     assert (cache.get("stage", {}, letter) / "letter").exists()
 
 
