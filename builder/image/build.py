@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import BuildError, UnsupportedError
-from builder.image import deb, disk, layout, oci, release, stages
+from builder.image import deb, disk, jetson, layout, oci, release, stages
 from builder.image.application import checkout_of
 from builder.image.bundle import make_bundle
 from builder.image.cache import Cache, require_space
@@ -62,6 +62,8 @@ def build_image(order: Order, cache: Cache, tell: Tell) -> list[Path]:
         SpaceError: the disk is too small.
         RecipeError, CommandError: the recipe asks for what cannot be made; the message says what.
     """
+    # Before anything is fetched: without NVIDIA's package the rest would be for nothing.
+    bsp = jetson.check(order.bsp, order.bsp_allow) if order.recipe.format == "jetson" else None
     toolbox = tools(order, cache, tell)
     match order.recipe.format:
         case "disk":
@@ -70,8 +72,9 @@ def build_image(order: Order, cache: Cache, tell: Tell) -> list[Path]:
             return build_container(order, toolbox, tell)
         case "deb":
             return build_packages(order, toolbox, tell)
-        case other:
-            raise UnsupportedError(f"a recipe of format {other} cannot be built yet")
+        case "jetson":
+            assert bsp is not None
+            return build_jetson(order, bsp, toolbox, tell)
 
 
 def tools(order: Order, cache: Cache, tell: Tell) -> Toolbox:
@@ -221,6 +224,17 @@ def build_container(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:
             tell=tell,
         )
         return sorted(publish(path, order.out) for path in (*made, archive))
+
+
+def build_jetson(order: Order, bsp: jetson.Bsp, toolbox: Toolbox, tell: Tell) -> list[Path]:
+    """NVIDIA's tree with Hob's root file system in it, ready to be flashed by NVIDIA's tools."""
+    name = f"hob-{order.recipe.name}-{order.version}.tar"
+    lock = packages(order, toolbox, order.recipe.architecture, tell)
+    base = stages.base(order, lock, toolbox, tell)
+    added = stages.added(order, lock, toolbox, tell)
+    with toolbox.scratch("bsp") as work:
+        made = jetson.assemble(work / name, bsp, base, [added], toolbox=toolbox, tell=tell)
+        return [publish(made, order.out)]
 
 
 def build_packages(order: Order, toolbox: Toolbox, tell: Tell) -> list[Path]:

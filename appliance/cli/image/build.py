@@ -13,6 +13,7 @@ from appliance.errors import StoppedError
 from appliance.library.space import size
 from builder.image.build import build_image
 from builder.image.cache import Cache, default_root
+from builder.image.jetson import how_to_flash
 from builder.image.process import rights
 
 
@@ -51,3 +52,5 @@ def command(recipe: str, out: Path, as_json: bool, **said: Any) -> None:
                 say({"file": str(path), "bytes": path.stat().st_size})
             else:
                 click.echo(f"{size(path.stat().st_size):>9}  {os.path.relpath(path)}")
+        if wanted.recipe.format == "jetson" and not as_json:
+            click.echo(f"With the board in recovery mode at a USB port: {how_to_flash(made[0])}")

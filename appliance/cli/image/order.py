@@ -48,6 +48,18 @@ def order_options(command: Command) -> Command:
             metavar="URL",
             help="A Debian mirror [default: the one this machine uses].",
         ),
+        click.option(
+            "--bsp",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="For a Jetson: where NVIDIA's board support package was unpacked.",
+        ),
+        click.option(
+            "--bsp-allow",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="A list of such packages, besides Hob's own, that may be used.",
+        ),
         click.option("--fast", is_flag=True, help="To try things out: weaker compression, and a plain .img."),
     ]
     for option in reversed(options):  # click shows the last one first
@@ -64,6 +76,8 @@ def order(
     lock: Path | None,
     update: bool,
     mirror: str,
+    bsp: Path | None,
+    bsp_allow: Path | None,
     fast: bool,
 ) -> Order:
     """The order that follows from what was said.
@@ -82,6 +96,8 @@ def order(
         lock=lock,
         update=update,
         keys=keys.load(folder) if folder else None,
+        bsp=bsp,
+        bsp_allow=bsp_allow,
         fast=fast,
     )
 
