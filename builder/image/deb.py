@@ -8,7 +8,6 @@ manual (chapters 3, 5, 6 and 10) and deb(5) say.
 import gzip
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from email.utils import formatdate
 from pathlib import Path
@@ -245,16 +244,3 @@ def documents(tree: Path, checkout: Path, version: str, epoch: int) -> None:
     overrides = tree / "usr/share/lintian/overrides" / NAME
     overrides.parent.mkdir(parents=True)
     overrides.write_text(OVERRIDES, encoding="utf-8")
-
-
-def source_date(checkout: Path) -> int:
-    """The time that everything gets: $SOURCE_DATE_EPOCH, else that of the last commit, else 1980."""
-    if given := os.environ.get("SOURCE_DATE_EPOCH", ""):
-        return int(given)
-    done = subprocess.run(
-        ["git", "-C", str(checkout), "log", "-1", "--format=%ct"],  # noqa: S607 - whichever git there is
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return int(done.stdout) if done.returncode == 0 and done.stdout.strip() else 315_532_800

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from builder.compile.library import compiler_digest, tvm_version
 from builder.errors import FormatError
-from builder.image import application, shipped, wheels
+from builder.image import application, bytecode, shipped, wheels
 from builder.image.cache import Cache, digest, file_digest, tree_digest
 from builder.image.toolbox import Toolbox
 
@@ -27,6 +27,13 @@ Tell = Callable[[str, float], None]
 """Called with what is done now and the share of all work done, 0 to 1."""
 
 UNIT_KINDS = ("*.service", "*.socket", "*.timer", "*.path", "*.mount", "*.target")
+
+CODE = {
+    file: file_digest(Path(file))
+    for file in (__file__, application.__file__, bytecode.__file__, shipped.__file__, wheels.__file__)
+}
+"""Digests of the modules that do the work, as they were when they were imported: that is the code that runs,
+whatever becomes of the file meanwhile."""
 
 GPU = "gpu.conf"
 """Of systemd/: what the engine's unit may reach besides, where a GPU computes."""
@@ -136,7 +143,7 @@ def packages_inputs(contents: Contents, toolbox: Toolbox) -> dict[str, object]:
         "lock": file_digest(contents.lock),
         "dependencies": wheels.dependencies(contents.checkout / "pyproject.toml"),
         "compiler": contents.compiler,
-        "code": _code(wheels.__file__),
+        "code": _code(wheels.__file__, bytecode.__file__),
         "python": _python(toolbox),
     }
 
@@ -152,7 +159,7 @@ def application_inputs(contents: Contents, toolbox: Toolbox) -> dict[str, object
         ),
         "version": contents.version,
         "epoch": contents.epoch,
-        "code": _code(application.__file__),
+        "code": _code(application.__file__, bytecode.__file__),
         "python": _python(toolbox),
     }
 
@@ -279,7 +286,7 @@ def sizes(tree: Path) -> dict[str, int]:
 
 def _code(*files: str) -> str:
     """Digest of the modules that make a layer."""
-    return digest([file_digest(Path(file)) for file in (*files, wheels.__file__)])
+    return digest([CODE[file] for file in (*files, wheels.__file__)])
 
 
 def _python(toolbox: Toolbox) -> str:

@@ -5,6 +5,7 @@ first minute and without a compiler.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from builder.compile.mlc import MLCDirectory
-from builder.errors import BuildError
+from builder.errors import BuildError, ToolMissingError
 
 GUIDE = Path(__file__).parents[1] / "guide" / "model"
 """The built-in model. It lies in Hob's own package, so that only its libraries are shipped here."""
+
+REPEATABLE = ("setarch", "--addr-no-randomize")
+"""What the compiler runs under, so that its libraries are the same each time: TVM's passes go through some of
+their tables in the order of addresses, which the kernel otherwise chooses anew for each process."""
 
 Tell = Callable[[str, float], None]
 """Called with what is done now and the share of all work done, 0 to 1."""
@@ -74,9 +79,18 @@ def compile_library(directory: Path, cache: Path, target: str, tell: Tell) -> No
 
     Raises:
         BuildError: it does not compile.
+        ToolMissingError: this machine has no setarch.
     """
-    command = [sys.executable, "-m", "builder.compile", str(directory), str(cache), "--target", target]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*REPEATABLE, sys.executable, "-m", "builder.compile", str(directory), str(cache)]
+    if shutil.which(REPEATABLE[0]) is None:
+        raise ToolMissingError("setarch is not installed", hint="Install your system's util-linux package.")
+    with subprocess.Popen(
+        [*command, "--target", target],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         report: dict[str, object] = {}
