@@ -27,6 +27,18 @@ from builder.image.process import rights
     help="Where the files go.",
 )
 @order_options
+@click.option(
+    "--bsp",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="For a Jetson: where NVIDIA's board support package was unpacked.",
+)
+@click.option(
+    "--bsp-allow",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A list of such packages, besides Hob's own, that may be used.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 def command(recipe: str, out: Path, as_json: bool, **said: Any) -> None:
     """Make the image of RECIPE: a name from `hob image list`, or the path of a recipe of your own.

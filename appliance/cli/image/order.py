@@ -48,18 +48,6 @@ def order_options(command: Command) -> Command:
             metavar="URL",
             help="A Debian mirror [default: the one this machine uses].",
         ),
-        click.option(
-            "--bsp",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="DIR",
-            help="For a Jetson: where NVIDIA's board support package was unpacked.",
-        ),
-        click.option(
-            "--bsp-allow",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="A list of such packages, besides Hob's own, that may be used.",
-        ),
         click.option("--fast", is_flag=True, help="To try things out: weaker compression, and a plain .img."),
     ]
     for option in reversed(options):  # click shows the last one first
@@ -76,9 +64,9 @@ def order(
     lock: Path | None,
     update: bool,
     mirror: str,
-    bsp: Path | None,
-    bsp_allow: Path | None,
     fast: bool,
+    bsp: Path | None = None,
+    bsp_allow: Path | None = None,
 ) -> Order:
     """The order that follows from what was said.
 
