@@ -55,6 +55,8 @@ for package in "$@"; do
     done
 done
 
+# Names a folder of the machine that built it.
+rm -rf "$tree/etc/apt"
 # These are mounted over; what must be in them is made on the device.
 for folder in boot var run tmp dev proc sys root home mnt; do
     mkdir -p "$tree/$folder"
