@@ -19,6 +19,7 @@ from builder.image.inventory import software
 from builder.image.layout import Layout
 from builder.image.mirror import find_mirror
 from builder.image.packages import Lock, dump, fetch
+from builder.image.prune import remove, superseded
 from builder.image.stages import Order, Tell
 from builder.image.toolbox import Toolbox, open_toolbox
 
@@ -65,6 +66,7 @@ def build_image(order: Order, cache: Cache, tell: Tell) -> list[Path]:
     # Before anything is fetched: without NVIDIA's package the rest would be for nothing.
     bsp = jetson.check(order.bsp, order.bsp_allow) if order.recipe.format == "jetson" else None
     toolbox = tools(order, cache, tell)
+    remove(toolbox.cache, superseded(toolbox.cache))
     match order.recipe.format:
         case "disk":
             return build_disk(order, toolbox, tell)

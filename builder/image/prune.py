@@ -8,6 +8,9 @@ from builder.image.cache import Cache, Kept
 
 DAY = 86400
 
+VOLATILE = ("application", "overlay", "kernel", "root")
+KEPT = 8
+
 
 def unused(cache: Cache, days: int, now: float | None = None) -> list[Kept]:
     """Results that no build has used for so many days, and packages that no remembered lock names."""
@@ -18,6 +21,20 @@ def unused(cache: Cache, days: int, now: float | None = None) -> list[Kept]:
         status = path.stat()
         if path.stem not in named and status.st_mtime < limit:
             found.append(Kept("debs", path.stem, path, status.st_size, status.st_mtime))
+    return found
+
+
+def superseded(cache: Cache, now: float | None = None) -> list[Kept]:
+    """Older results of the stages that every change of Hob makes anew: half a gigabyte each time.
+
+    The newest of each stage stay, and whatever was used within a day, so that no build under way loses one.
+    """
+    limit = (time.time() if now is None else now) - DAY
+    newest_first = sorted(cache.kept(), key=lambda kept: -kept.used)
+    found = []
+    for stage in VOLATILE:
+        of_stage = [kept for kept in newest_first if kept.stage == stage]
+        found += [kept for kept in of_stage[KEPT:] if kept.used < limit]
     return found
 
 

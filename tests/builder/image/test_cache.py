@@ -151,3 +151,16 @@ def test_pruning_removes_what_is_unused(tmp_path: Path) -> None:
     assert not deb.exists()
     assert (new / "letter").exists()
     assert prune.unused(cache, 9, now) == []
+
+
+def test_what_hob_itself_changes_is_kept_a_few_times(tmp_path: Path) -> None:
+    """Of the stages that each change makes anew the newest stay, and what was used today."""
+    cache = Cache(tmp_path)
+    roots = [cache.get("root", {"n": number}, letter) for number in range(prune.KEPT + 3)]
+    base = cache.get("rootfs", {}, letter)
+    now = (base / ".inputs.json").stat().st_mtime
+    for age, place in enumerate(reversed(roots)):
+        os.utime(place / ".inputs.json", (now - age * prune.DAY / prune.KEPT,) * 2)
+    os.utime(base / ".inputs.json", (1, 1))
+    assert {kept.path for kept in prune.superseded(cache, now)} == {*roots[:2]}
+    assert {kept.path for kept in prune.superseded(cache, now + prune.DAY)} == {*roots[:3]}
