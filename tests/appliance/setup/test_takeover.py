@@ -77,6 +77,16 @@ def test_a_later_edit_is_taken_and_keeps_the_password(places: Places) -> None:
     assert takeover.take_over(places, state).wifi == Wifi(ssid="open", password="")
 
 
+def test_the_password_of_the_same_network_can_change(places: Places) -> None:
+    """One that is written anew holds, and so does an empty one: the network is an open one now."""
+    settings(places, SETTINGS)
+    state = takeover.take_over(places, State())
+    for password in ("battery staple", ""):
+        settings(places, f'[wifi]\nssid = "home"\npassword = "{password}"\n')
+        state = takeover.take_over(places, state)
+        assert state.wifi == Wifi(ssid="home", password=password)
+
+
 def test_an_old_line_does_not_undo_what_the_page_has_set(places: Places) -> None:
     """Only what was written anew is a wish; the rest of the file is history."""
     settings(places, SETTINGS)
