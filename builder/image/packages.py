@@ -186,9 +186,11 @@ def parse_uri(line: str, mirror: Mirror) -> Package:
 
 
 def last(text: str) -> str:
-    """The lines of an apt error that say what is wrong."""
-    told = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(("E:", "W:"))]
-    return " ".join(told[:3]) or text.splitlines()[-1]
+    """The lines of an apt error that say what is wrong; its warnings if it names no error."""
+    for mark in ("E:", "W:"):
+        if told := [line.removeprefix(mark).strip() for line in text.splitlines() if line.startswith(mark)]:
+            return " ".join(told[:3])
+    return text.splitlines()[-1]
 
 
 def missing(lock: Lock, cache: Cache) -> list[Package]:
@@ -214,7 +216,9 @@ def fetch(toolbox: Toolbox, mirror: Mirror, lock: Lock, tell: Tell) -> None:
     total = sum(package.size for package in wanted)
     require_space(toolbox.cache.root, total + 200_000_000, "Keeping the packages")
     with toolbox.scratch("debs") as folder:
-        argv = ["/usr/lib/apt/apt-helper", *proxy_options(mirror), "download-file"]
+        # It tells of its progress on standard output, and lines are heard from the other.
+        argv = ["sh", "-c", 'exec "$@" >&2', "-", "/usr/lib/apt/apt-helper", *proxy_options(mirror)]
+        argv += ["-o", "APT::Sandbox::User=root", "download-file"]
         for package in wanted:
             base = mirror.security if package.security else mirror.url
             # A plus sign is a space to some servers.

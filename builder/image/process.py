@@ -15,7 +15,8 @@ from builder.image.namespace import SETUP_FAILED, Spec, subordinate
 
 RIGHTS = (
     "Run it as root, or give your user subordinate ids (usermod --add-subuids 100000-165535 --add-subgids "
-    "100000-165535 NAME), install uidmap, and allow unprivileged user namespaces."
+    "100000-165535 NAME), install uidmap, and allow unprivileged user namespaces. A container must be a "
+    "privileged one."
 )
 
 Line = Callable[[str], None]

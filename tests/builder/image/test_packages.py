@@ -65,9 +65,11 @@ def test_a_package_without_a_strong_hash_is_refused() -> None:
 
 
 def test_errors_of_apt_are_told_in_its_own_words() -> None:
-    """Its E: and W: lines without the letters, not all that it said."""
+    """Its errors, or else its warnings, without the letters before them; not all that it said."""
     said = "apt-get failed with status 100:\nGet:1 http://x\nE: Unable to locate package hobbit\nE: Other"
     assert packages.last(said) == "Unable to locate package hobbit Other"
+    assert packages.last("apt-get failed with status 1:\nW: Old\nE: No") == "No"
+    assert packages.last("apt-get failed with status 1:\nW: Old") == "Old"
     assert packages.last("apt-get failed with status 1:\nkilled") == "killed"
 
 
