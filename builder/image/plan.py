@@ -87,9 +87,7 @@ def titles(order: Order) -> list[tuple[str, str]]:
     if order.recipe.format != "deb":
         found.insert(0, ("rootfs", "base root file system"))
     if order.recipe.boot != "none":
-        found += [("initramfs", "initramfs"), ("root", "sealed root file system")]
-    if order.recipe.boot == "uefi":
-        found.insert(3, ("kernel", "kernel image"))
+        found += [("initramfs", "initramfs"), ("kernel", "kernel image"), ("root", "sealed root file system")]
     return found
 
 
