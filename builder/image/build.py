@@ -100,6 +100,8 @@ def locked(order: Order, toolbox: Toolbox, architecture: str, tell: Tell) -> Loc
     if lock is None:
         tell("packages", "asking the mirror which there are", None)
         lock = stages.resolve(order, architecture, toolbox, find_mirror(order.mirror))
+    if lock.tools not in {"", toolbox.versions()}:
+        tell("note", "the lock was made with other versions of the tools: the bytes may differ", None)
     return lock
 
 

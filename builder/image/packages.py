@@ -55,6 +55,7 @@ class Lock(msgspec.Struct, frozen=True):
         wanted: what was asked for; the rest is what those need.
         epoch: when the mirror's lists were made, in seconds since 1970; the time of everything in the image.
         packages: sorted.
+        tools: digest of the versions of the tools it was made with; "" where it is not known.
     """
 
     suite: str
@@ -62,6 +63,7 @@ class Lock(msgspec.Struct, frozen=True):
     wanted: list[str]
     epoch: int
     packages: list[Package]
+    tools: str = ""
     format: Literal[1] = FORMAT
 
 
@@ -73,6 +75,7 @@ def dump(lock: Lock) -> str:
         f"suite = {json.dumps(lock.suite)}",
         f"architecture = {json.dumps(lock.architecture)}",
         f"epoch = {lock.epoch}",
+        f"tools = {json.dumps(lock.tools)}",
         f"wanted = {json.dumps(lock.wanted)}",
         "packages = [",
     ]
@@ -139,7 +142,7 @@ def resolve(
             for path in sorted((folder / "lists").glob("*Release"))
         ]
     packages = sorted(parse_uri(line, mirror) for line in told.splitlines() if line.startswith("'"))
-    return Lock(suite, architecture, sorted(wanted), max(dates), packages)
+    return Lock(suite, architecture, sorted(wanted), max(dates), packages, toolbox.versions())
 
 
 def configure(folder: Path, sources: Iterable[str], architecture: str, options: Sequence[str]) -> Path:

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from builder.errors import FormatError, RecipeError
 from builder.image import boot_pi, boot_uefi, disk, overlay, packages, rauc, rootfs
 from builder.image import root as roots
@@ -115,7 +117,7 @@ def locked(order: Order, architecture: str, cache: Cache) -> Lock | None:
 
 
 def resolve(order: Order, architecture: str, toolbox: Toolbox, mirror: Mirror) -> Lock:
-    """Ask the mirror, and write the lock. Where the packages are the same, the old lock stays as it is."""
+    """Ask the mirror, and write the lock. Where the packages are the same, so is the time of the image."""
     recipe, path = order.recipe, lock_path(order, architecture, toolbox.cache)
     lock = packages.resolve(
         toolbox,
@@ -132,7 +134,7 @@ def resolve(order: Order, architecture: str, toolbox: Toolbox, mirror: Mirror) -
         except FormatError:
             before = None
         if before is not None and (before.wanted, before.packages) == (lock.wanted, lock.packages):
-            return before
+            lock = msgspec.structs.replace(lock, epoch=before.epoch)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(packages.dump(lock))

@@ -73,6 +73,10 @@ class Toolbox:
         """The same means for the programs of another root file system, which stays as it is."""
         return replace(self, tree=tree, emulators=self.emulators or self.tree)
 
+    def versions(self) -> str:
+        """A digest of the versions of its packages: the same tools pack the same files alike."""
+        return digest(self.run(["dpkg-query", "--show"]).splitlines())
+
     def run(
         self,
         argv: Sequence[str | Path],

@@ -25,7 +25,8 @@ def test_a_lock_survives_being_written() -> None:
     text = packages.dump(LOCK)
     assert packages.parse(text, Path("x")) == LOCK
     assert packages.dump(packages.parse(text, Path("x"))) == text
-    assert len(text.splitlines()) == 8 + len(PACKAGES)
+    assert len(text.splitlines()) == 9 + len(PACKAGES)
+    assert packages.parse(text.replace('tools = ""\n', ""), Path("x")) == LOCK
 
 
 @pytest.mark.parametrize(
