@@ -20,7 +20,8 @@ class Board:
         disk: what the system's disk hangs on.
         nic: the network card.
         extra: further arguments.
-        console: the kernel's name for the first serial port.
+        console: the kernel's name for the logged serial port; "" where nobody can tell it from outside.
+        port: which serial port is logged.
         probe: the guest's name for the port that a `Probe` talks through; "" where there is none.
         patience: seconds within which it comes up, emulated, on a loaded machine of two cores.
     """
@@ -38,16 +39,15 @@ class Board:
     console: str
     probe: str
     patience: float
+    port: int = 0
 
 
 @dataclass(frozen=True)
 class DirectBoot:
-    """A kernel that QEMU loads in the place of a board's own loader, which it cannot play."""
+    """What QEMU starts in the place of firmware that it cannot play, with the board's device tree."""
 
-    kernel: Path
-    initrd: Path
+    program: Path
     tree: Path
-    command_line: str
 
 
 PC = Board(
@@ -94,7 +94,8 @@ RASPBERRY_PI_3 = Board(
     disk="sd",
     nic="usb-net",
     extra=("-device", "usb-kbd"),
-    console="ttyAMA1",
+    console="",
     probe="",
-    patience=900,
+    patience=1200,
+    port=1,  # the first one is Bluetooth's
 )

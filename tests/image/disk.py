@@ -58,6 +58,14 @@ class Disk:
         listed = self._emulator.run("mdir", "-/", "-b", "-a", "-i", self._fat(label), f"::{folder}").decode()
         return sorted(line.removeprefix("::/") for line in listed.splitlines() if not line.endswith("/"))
 
+    def erase(self, name: str, label: str = "HOB") -> None:
+        """Delete a file of a FAT partition."""
+        self._emulator.run("mdel", "-i", self._fat(label), f"::{name}")
+
+    def folder(self, name: str, label: str = "HOB") -> None:
+        """Make a folder in a FAT partition."""
+        self._emulator.run("mmd", "-i", self._fat(label), f"::{name}")
+
     # ext4: what is below /var on the running machine.
 
     def recover(self) -> None:

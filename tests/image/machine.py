@@ -45,7 +45,7 @@ class Machine:
         probe: have systemd run a root shell for `probe()`. It comes from outside, through the firmware's
             tables: the image is the one that people get.
         command_line: added to the kernel's, where the firmware has tables for that.
-        direct: load this kernel instead of what the disk has.
+        direct: what is started in the place of the board's firmware.
         sticks: USB sticks that are in from the start.
 
     Attributes:
@@ -284,10 +284,7 @@ class Machine:
 
     def _firmware(self, direct: DirectBoot | None) -> list[str]:
         if direct:
-            return [
-                *("-kernel", str(direct.kernel), "-initrd", str(direct.initrd), "-dtb", str(direct.tree)),
-                *("-append", direct.command_line),
-            ]
+            return ["-kernel", str(direct.program), "-dtb", str(direct.tree)]
         code, fresh = (self.emulator.firmware(name) for name in (self.board.firmware, self.board.variables))
         variables = self.folder / "uefi-vars.fd"
         if not variables.exists():
@@ -298,7 +295,8 @@ class Machine:
         ]
 
     def _channels(self, probe: bool, command_line: str) -> list[str]:
-        arguments = ["-chardev", f"file,id=serial,path={self.serial_log}", "-serial", "chardev:serial"]
+        arguments = ["-chardev", f"file,id=serial,path={self.serial_log}"]
+        arguments += [*(["-serial", "null"] * self.board.port), "-serial", "chardev:serial"]
         if probe:
             assert self.board.probe, f"no probe on {self.board.machine}"
             self._probe_path.unlink(missing_ok=True)
