@@ -193,18 +193,14 @@ def content_size(tree: Path) -> int:
 def compress(image: Path, out: Path, toolbox: Toolbox) -> Path:
     """Pack the raw image as `.img.xz`.
 
-    Level 0, because nearly all of it is packed already: level 1 takes twice as long for 0.1 percent.
+    Nearly all of it is packed already, so little is worth trying. Like this it takes 39 seconds of a processor
+    for the image of a PC; level 0 with its own dictionary takes 68 for half a percent less, level 1 twice that.
     """
     # A leading + makes xz split the work even on one processor, which keeps the result the same everywhere.
     threads = f"--threads=+{os.cpu_count() or 1}"
-    argv: list[str | Path] = [
-        "xz",
-        "-0",
-        threads,
-        f"--block-size={PACKED_BLOCK}",
-        "--check=sha256",
-        "--stdout",
-        image,
+    argv = [
+        *("xz", "--lzma2=preset=0,dict=64KiB", threads, f"--block-size={PACKED_BLOCK}"),
+        *("--check=sha256", "--stdout", image),
     ]
     with out.open("wb") as file:
         running = toolbox.start(argv, read=[image], stdout=file.fileno(), stderr=subprocess.PIPE)
