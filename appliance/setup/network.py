@@ -9,6 +9,7 @@ ends when there is a network. What to do when is decided in `decide`; this modul
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -180,4 +181,7 @@ def _plainly(ssid: str, error: AdminError) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    asyncio.run(Keeper(here()).run())
+    try:
+        asyncio.run(Keeper(here()).run())
+    except AdminError as error:  # NetworkManager itself is not there; systemd tries again
+        sys.exit(f"hob-network: {error.explanation}")
