@@ -193,12 +193,12 @@ def content_size(tree: Path) -> int:
 def compress(image: Path, out: Path, toolbox: Toolbox) -> Path:
     """Pack the raw image as `.img.xz`.
 
-    Nearly all of it is packed already, so little is worth trying. Like this it takes 39 seconds of a processor
-    for the image of a PC; level 0 with its own dictionary takes 68 for half a percent less, level 1 twice that.
+    Nearly all of it is packed already, so little is worth trying. This takes 39 seconds of a processor for
+    the image of a PC; level 0 with its own dictionary takes 68 for half a percent less, level 1 twice that.
     """
     # A leading + makes xz split the work even on one processor, which keeps the result the same everywhere.
     threads = f"--threads=+{os.cpu_count() or 1}"
-    argv = [
+    argv: list[str | Path] = [
         *("xz", "--lzma2=preset=0,dict=64KiB", threads, f"--block-size={PACKED_BLOCK}"),
         *("--check=sha256", "--stdout", image),
     ]
