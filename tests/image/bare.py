@@ -1,7 +1,7 @@
 """The yardstick for how soon Hob is ready: Debian with systemd and nothing else, started in the same way.
 
-Kernel, initramfs, boot loader and partitions are made by the builder as for the image. Only the packages are
-fewer, nothing of Hob is in it, and the root can be written to, as a plain Debian's is.
+Kernel, initramfs, boot loader, root and partitions are made by the builder as for the image; only the
+packages are fewer, and nothing of Hob is in it.
 """
 
 import subprocess
@@ -15,6 +15,13 @@ from builder.image.toolbox import open_toolbox
 RECIPE = Path(__file__).parent / "bare.toml"
 READY = "multi-user.target"
 
+SETTLE = """
+echo bare > "$1/etc/hostname"
+: > "$1/etc/machine-id"
+echo 'tmpfs /var tmpfs mode=755 0 0' > "$1/etc/fstab"
+rm -rf "$1"/boot/*
+"""
+
 
 def build(cache: Cache, image: Path, mirror: str = "") -> Path:
     """Make the disk image at `image`."""
@@ -27,7 +34,8 @@ def build(cache: Cache, image: Path, mirror: str = "") -> Path:
         tree = work / "tree"
         rootfs.unpack(toolbox, base, tree)
         # Its files belong to root, whoever that is on this machine.
-        toolbox.run(["sh", "-c", f"echo bare > {tree}/etc/hostname; : > {tree}/etc/machine-id"], write=[work])
+        toolbox.run(["sh", "-c", SETTLE, "settle", tree], write=[work])
+        root = disk.squash(tree, work / "root.squashfs", epoch=lock.epoch, toolbox=toolbox)
         boot = boot_uefi.partition(
             work / "hob",
             kernel=kernel / boot_uefi.KERNEL,
@@ -39,9 +47,7 @@ def build(cache: Cache, image: Path, mirror: str = "") -> Path:
         )
         parts = [
             disk.Part("HOB", "esp", order.recipe.disk.boot * disk.MIB, "vfat", "HOB", tree=boot),
-            disk.Part(
-                "root-a", "linux-generic", order.recipe.disk.root * disk.MIB, "ext4", "bare", tree=tree
-            ),
+            disk.Part("root-a", "linux-generic", order.recipe.disk.root * disk.MIB, blocks=root),
         ]
         made = disk.build(
             work / "bare.img", parts, compatible=order.recipe.compatible, epoch=lock.epoch, toolbox=toolbox

@@ -111,7 +111,7 @@ def ready(bench: Bench) -> Iterator[Line]:
     """From the end of the kernel's part to the first possible answer, and to a bare Debian's last unit."""
     hob = bench.release.unpack()
     plain = bare.build(bench.cache, bench.folder / "bare.img")
-    with bench.machine(plain, "bare", command_line="rw rootfstype=ext4") as machine:
+    with bench.machine(plain, "bare") as machine:
         reference = _took(machine, bare.READY)
     with bench.machine(hob, "first") as machine:
         machine.wait()
