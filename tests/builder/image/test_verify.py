@@ -19,6 +19,7 @@ from builder.image import disk, gpt, imager, inventory, keys, manifest, recipe, 
 from builder.image.manifest import File, Model, Package
 from tests.builder.image import disks
 from tests.builder.image.disks import MIB
+from tests.service import run_hob
 
 NAME = "hob-nuc-1.2.3"
 ROOT_SIZE = 3 * MIB + 517
@@ -337,3 +338,34 @@ def test_an_image_with_other_partitions_is_not_described(made: Path, tmp_path: P
     assert gpt.read(image.read_bytes()[:MIB]) is not None
     with pytest.raises(FormatError, match="has other partitions than it was made with"):
         release.describe(recipe.load("nuc"), contents(), image, [disk.Part("root-a", "esp", MIB)], quiet)
+
+
+def test_the_command_says_what_was_checked(folder: Path, tmp_path: Path) -> None:
+    """Three lines for people; with `--json` one object that has the same."""
+    done = run_hob(tmp_path, "image", "verify", str(folder))
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [
+            "hob-nuc-1.2.3.img is what its manifest says: Hob 1.2.3, PC, NUC or mini PC (x86-64, UEFI)",
+            "  3 files; 5 MB packed, 0.0 GB unpacked",
+            "  partitions HOB, root-a, root-b, data; slot a holds it, slot b is empty",
+            "  not signed: nobody vouches for where it comes from",
+        ],
+    )
+    done = run_hob(tmp_path, "image", "verify", "--json", str(folder / f"{NAME}.img.xz"))
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["device"], told["slots"], told["signed"]) == ("nuc", {"a": True, "b": False}, None)
+
+
+def test_the_command_ends_with_an_error_for_a_damaged_release(folder: Path, tmp_path: Path) -> None:
+    """One line that names the file, one that says what to do, and no traceback."""
+    (folder / f"{NAME}.img.bmap").unlink()
+    done = run_hob(tmp_path, "image", "verify", str(folder))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-2:] == [
+        f"hob: {NAME}.img.bmap is missing in {folder}",
+        "     Fetch it again, or build it anew.",
+    ]
+    done = run_hob(tmp_path, "image", "verify", "--json", str(folder))
+    assert json.loads(done.stdout.splitlines()[-1])["hint"] == "Fetch it again, or build it anew."
