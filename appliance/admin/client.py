@@ -65,7 +65,12 @@ async def ask(request: Request, answer: type[Answer], tell: Callable[[Progress],
     try:
         reader, writer = await asyncio.open_unix_connection(socket_path(), limit=wire.MAX_LINE)
     except OSError as error:
-        raise absent() from error
+        if not present():
+            raise absent() from error
+        raise AdminError(
+            f"the device's administration cannot be reached: {error.strerror or error}",
+            hint="Its socket (systemctl status hob-admin.socket) says more.",
+        ) from error
     try:
         writer.write(wire.pack(request))
         await writer.drain()

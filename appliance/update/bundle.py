@@ -84,29 +84,30 @@ def refusal(complaint: str, file: str) -> UpdateError:
     lower = complaint.lower()
     if "invalid bundle format" in lower or "invalid bundle" in lower or "is too small" in lower:
         return UpdateError(
-            f"{file} is no update, or only a part of one",
+            f"the file {file} is no update, or only a part of one",
             hint="Copy or download it again, to its end.",
         )
     if "certificate has expired" in lower or "not yet valid" in lower:
         return UpdateError(
-            f"{file} was signed outside the time for which its certificate is valid",
+            f"the file {file} was signed outside the time for which its certificate is valid",
             hint="Whoever makes the updates must renew the certificate and sign again.",
         )
     if "verify error" in lower or "signer certificate" in lower or "issuer" in lower:
         return UpdateError(
-            f"{file} is not signed by somebody whom this device trusts",
+            f"the file {file} is not signed by somebody whom this device trusts",
             hint="A device takes updates only from whoever holds the keys it was built with.",
         )
     if "signature" in lower:
         return UpdateError(
-            f"{file} is not as it was signed: it is damaged, or was tampered with", hint="Fetch it again."
+            f"the file {file} is not as it was signed: it is damaged, or was tampered with",
+            hint="Fetch it again.",
         )
     if "keyring" in lower:
         return UpdateError(
             "this device trusts nobody's updates: it was built without keys",
             hint="Flash an image that was built with --keys.",
         )
-    return UpdateError(f"{file} cannot be read as an update: {complaint}")
+    return UpdateError(f"the file {file} cannot be read as an update: {complaint}")
 
 
 def check_content(path: Path, tree: Tree, tell: Callable[[float], None] = lambda share: None) -> None:
@@ -116,7 +117,8 @@ def check_content(path: Path, tree: Tree, tell: Callable[[float], None] = lambda
         UpdateError: something in it differs, or is missing.
     """
     wrong = UpdateError(
-        f"{path.name} is damaged: its content is not what was signed", hint="Copy or download it again."
+        f"the file {path.name} is damaged: its content is not what was signed",
+        hint="Copy or download it again.",
     )
     try:
         salt, root = bytes.fromhex(tree.verity_salt), bytes.fromhex(tree.verity_hash)
@@ -133,7 +135,9 @@ def check_content(path: Path, tree: Tree, tell: Callable[[float], None] = lambda
             if b"".join(reversed(levels)) != file.read(tree.verity_size):
                 raise wrong
     except (OSError, ValueError) as error:
-        raise UpdateError(f"{path.name} cannot be read: {error}", hint="Was the stick removed?") from error
+        raise UpdateError(
+            f"the file {path.name} cannot be read: {error}", hint="Was the stick removed?"
+        ) from error
     if _hash(levels[-1], salt) != root:
         raise wrong
 

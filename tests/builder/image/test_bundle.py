@@ -100,7 +100,7 @@ def test_flipped_bits_in_the_content(bench: Bench, place: float) -> None:
 
     file = bench.changed(flip)
     found = bench.inspect(file)
-    with pytest.raises(UpdateError, match=r"changed\.raucb is damaged"):
+    with pytest.raises(UpdateError, match="damaged"):
         check_content(file, found.bundle)
 
 
