@@ -31,8 +31,12 @@ class Monitor:
                 time.sleep(0.02)
         self._socket.settimeout(seconds)
         self._lines = self._socket.makefile("rb")
-        self._read()  # the greeting
-        self("qmp_capabilities")
+        try:
+            self._read()  # the greeting
+            self("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, command: str, **arguments: Any) -> Any:
         """Carry out a command and return what it returns. Underscores in names stand for hyphens.
