@@ -92,7 +92,7 @@ def _compile(model: MLCDirectory, cache: Path, target: Target, kernels: Kernels,
             link(objects, scratch / path.name, arch=target.arch)
             _library.write_manifest(scratch / path.name, identity, scratch / "manifest.json")
             # The engine may run as another user than the compiler; who may look in here, the folder says.
-            (scratch / path.name).chmod(0o755)
+            (scratch / path.name).chmod(0o644)
             (scratch / "manifest.json").chmod(0o644)
             # The manifest goes first: without its library it is ignored, a library without it is refused.
             os.replace(scratch / "manifest.json", _library.manifest_of(path))

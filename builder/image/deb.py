@@ -55,15 +55,14 @@ OVERRIDES = """\
 # An add-on package of another vendor has its place in /opt (FHS 3.0, 3.13). Python's packages come from the
 # Python Package Index, in the versions that Hob was tested with, as they were built there.
 hob: dir-or-file-in-opt
-hob: embedded-library
-hob: unstripped-binary-or-object
 hob: custom-library-search-path
-hob: shared-library-is-executable
-hob: binary-from-other-architecture
-hob: package-installs-python-bytecode
-hob: bad-distribution-in-changes-file
-# There is no page for it yet; `hob --help` and the documentation say what a manual would.
-hob: no-manual-page
+hob: embedded-library
+hob: library-not-linked-against-libc
+hob: unstripped-binary-or-object
+# All of it is compiled when the package is made, by the very Python it depends on.
+hob: package-installs-python-pycache-dir
+# Its name says what each library is for, and whoever loads one looks: they may lie side by side.
+hob: arch-dependent-file-in-usr-share
 """
 
 POSTINST = """\
@@ -164,9 +163,8 @@ def build(
             os.utime(tree / "DEBIAN" / script, (epoch, epoch))
         made = scratch / out.name
         toolbox.run(
-            # From two threads on zstd's bytes do not depend on their number; with one they differ.
             [
-                *("dpkg-deb", "--build", "--root-owner-group", "--threads-max=4", "-Zzstd", "-z9"),
+                *("dpkg-deb", "--build", "--root-owner-group", "-Zxz", "-z2"),
                 *(tree, made),
             ],
             write=[scratch],

@@ -258,7 +258,8 @@ def settle(tree: Path, epoch: int) -> None:
     """Give everything in a tree the modes and the time that do not depend on who built it where."""
     for path in [*tree.rglob("*"), tree]:
         if not path.is_symlink():
-            runnable = path.is_dir() or path.stat().st_mode & 0o111
+            # Shared libraries are loaded, not run, though some wheels mark them so.
+            runnable = path.is_dir() or (path.stat().st_mode & 0o111 and ".so" not in path.suffixes)
             path.chmod(0o755 if runnable else 0o644)
         os.utime(path, (epoch, epoch), follow_symlinks=False)
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,22 @@ GUIDE = Path(__file__).parents[1] / "guide" / "model"
 
 REPEATABLE = ("setarch", "--addr-no-randomize")
 """What the compiler runs under, so that its libraries are the same each time: TVM's passes go through some of
-their tables in the order of addresses, which the kernel otherwise chooses anew for each process."""
+their tables in the order of addresses. The kernel must not choose them anew for each process, and nothing
+that takes room in memory may differ: neither variables nor the lengths of paths, nor which thread is faster,
+nor whether a module's bytecode was there."""
+
+QUIET = {
+    "PATH": os.defpath,
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "PYTHONPYCACHEPREFIX": "/nowhere",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TVM_NUM_THREADS": "1",
+}
+"""All variables that the compiler gets."""
 
 Tell = Callable[[str, float], None]
 """Called with what is done now and the share of all work done, 0 to 1."""
@@ -81,16 +97,23 @@ def compile_library(directory: Path, cache: Path, target: str, tell: Tell) -> No
         BuildError: it does not compile.
         ToolMissingError: this machine has no setarch.
     """
-    command = [*REPEATABLE, sys.executable, "-m", "builder.compile", str(directory), str(cache)]
     if shutil.which(REPEATABLE[0]) is None:
         raise ToolMissingError("setarch is not installed", hint="Install your system's util-linux package.")
-    with subprocess.Popen(
-        [*command, "--target", target],
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    cache.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        subprocess.Popen(
+            [
+                *(*REPEATABLE, sys.executable, "-m", "builder.compile"),
+                *(*_linked(scratch, directory, cache), "--target", target),
+            ],
+            cwd=scratch,
+            env=QUIET,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         assert process.stderr is not None
         report: dict[str, object] = {}
@@ -104,3 +127,11 @@ def compile_library(directory: Path, cache: Path, target: str, tell: Tell) -> No
     if process.returncode != 0 or "library" not in report:
         last = complaints.splitlines()[-1] if complaints else f"exit status {process.returncode}"
         raise BuildError(f"the compiler failed on {directory} for {target}: {last}")
+
+
+def _linked(scratch: str, directory: Path, cache: Path) -> list[str]:
+    """Two short names for two folders, in a folder for them."""
+    names = ["model", "cache"]
+    for name, folder in zip(names, (directory, cache), strict=True):
+        Path(scratch, name).symlink_to(folder.absolute())
+    return names

@@ -16,8 +16,8 @@ from typing import Any
 
 PATIENCE = 90
 
-# $1 the folder to build it in, $2 the layers, topmost first, $3 process 1. A user namespace cannot be made in a chroot, and
-# systemd makes some: the root must be the real one.
+# $1 the folder to build it in, $2 the layers, topmost first, $3 process 1. A user namespace cannot be made in
+# a chroot, and systemd makes some: the root must be the real one.
 SCRIPT = r"""
 set -eu
 mount --make-rprivate /
