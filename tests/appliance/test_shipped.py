@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from appliance import shipped
-from appliance.config import Settings
+from appliance.config import load_settings
 from appliance.models import Models
 from appliance.shipped import GUIDE, Shipped
 from builder.compile import compile_model, parse_target, runnable
@@ -30,7 +30,7 @@ def system(tmp_path: Path) -> Path:
 
 async def test_the_models_of_a_system(system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are listed as built in; without a compiler the library of a lesser level serves."""
-    models = Models(Settings(data_dir=tmp_path / "data", system_dir=system))
+    models = Models(load_settings(data_dir=tmp_path / "data", system_dir=system))
     cards = {card.name: card for card in models.list()}
     assert list(cards) == [GUIDE, "small"]
     assert cards["small"].builtin
@@ -62,7 +62,7 @@ def test_one_that_somebody_added_comes_first(system: Path, tmp_path: Path) -> No
     """A later system may come with a model of the same name; what was chosen before stays."""
     own = tmp_path / "data/models/small"
     shutil.copytree(MODEL, own)
-    models = Models(Settings(data_dir=tmp_path / "data", system_dir=system))
+    models = Models(load_settings(data_dir=tmp_path / "data", system_dir=system))
     assert models.directories()["small"] == own
     assert models.entry("small").path == own
 
