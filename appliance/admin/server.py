@@ -11,7 +11,9 @@ import os
 import pwd
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Any
 
 from appliance.admin import wire
 from appliance.admin.messages import Failed, Final, Progress, Request
@@ -31,6 +33,9 @@ REQUEST_SECONDS = 5.0
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
 
 STRANGER = Failed(code="forbidden", message="This user may not administer the device.")
+
+# From Python 3.13 on, a server that ends removes its socket's file. It is systemd's, which listens on.
+_KEEP_THE_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -66,7 +71,9 @@ class Server:
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until there has been nothing to do for `idle` seconds."""
-        server = await asyncio.start_unix_server(self._connected, sock=listener, limit=wire.MAX_LINE)
+        server = await asyncio.start_unix_server(
+            self._connected, sock=listener, limit=wire.MAX_LINE, **_KEEP_THE_FILE
+        )
         async with server:
             while True:
                 self._rested.clear()

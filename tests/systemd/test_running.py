@@ -145,3 +145,22 @@ def test_both_stop_cleanly(container: Container) -> None:
     assert container.show("hob.service", "ExecMainStatus") == "0"
     assert {container.show(unit, "ControlGroup") for unit in units} == {""}
     assert "engine.sock" not in container.run("ls", "/run/hob-engine", check=False).split()
+
+
+def test_the_administration_is_there_again_and_again(container: Container, key: str) -> None:
+    """It is started by a request, ends when it has nothing to do, and the next request starts it anew."""
+    ask = (
+        "import asyncio\n"
+        "from appliance.admin import client\n"
+        "from appliance.admin.messages import DescribeUpdates, Updates\n"
+        "try:\n    asyncio.run(client.ask(DescribeUpdates(), Updates))\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    container.run("systemctl", "start", "hob-admin.socket")
+    for _ in range(2):
+        said = container.run(
+            "systemd-run", "--wait", "--pipe", "-q", "-p", "User=hob", "/opt/hob/bin/python", "-c", ask
+        )
+        assert "is not updated by Hob" in said
+        container.wait("hob-admin.service", "ActiveState", "inactive")
+        container.run("test", "-S", "/run/hob-admin.sock")

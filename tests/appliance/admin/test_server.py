@@ -181,6 +181,7 @@ async def test_it_ends_when_there_is_nothing_to_do(path: Path) -> None:
     async with serving(path, {Reboot: restart}, idle=0.05) as task:
         await client.ask(Reboot(), Done)
         await asyncio.wait_for(task, 20)
+        assert client.present()  # systemd listens on, and starts the next one
 
 
 async def test_without_a_socket_it_is_not_a_device(path: Path) -> None:
