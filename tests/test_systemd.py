@@ -56,7 +56,7 @@ def test_little_more_is_exposed_with_a_gpu(unit: str, tmp_path: Path) -> None:
     section, _, install = (UNITS / unit).read_text().partition("[Install]")
     copy = tmp_path / unit
     copy.write_text(section + drop_in + ("[Install]" + install if install else ""))
-    assert exposure(copy) <= 2.5
+    assert exposure(copy) <= 2.0
 
 
 def exposure(unit: Path) -> float:
