@@ -107,7 +107,7 @@ class Settings:
 
 
 def new_setup_code() -> str:
-    """A fresh set-up code such as `K7WQ-3MZP-8HXE`: 58 bits, since the set-up Wi-Fi has it as its password."""
+    """A fresh set-up code such as `K7WQ-3MZP-8HXE`: 58 bits; the set-up Wi-Fi has it as its password."""
     return "-".join("".join(secrets.choice(CODE_ALPHABET) for _ in range(4)) for _ in range(3))
 
 
