@@ -47,6 +47,8 @@ NEEDLESS = (
     "tvm/include",
     "tvm/3rdparty",
     "tvm/lib64",
+    "tvm/web",
+    "**/.gitignore",
 )
 """Globs of what the packages carry and no running Hob reads; a seventh of their size."""
 
