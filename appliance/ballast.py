@@ -23,6 +23,8 @@ LOW: Final = 8 * 2**20
 """Bytes free below which the ballast is thrown off."""
 AMPLE: Final = WEIGHT + 64 * 2**20
 """Bytes free from which it is taken on: far enough from `LOW` that it does not come and go."""
+FIRST: Final = 10.0
+"""Seconds from the start to the first look, which is nothing that a start should wait for."""
 EVERY: Final = 60.0
 """Seconds between looks at the disk. A look writes nothing."""
 
@@ -51,10 +53,11 @@ def short(folder: Path) -> str:
 
 
 async def keep(folder: Path) -> None:
-    """Look after the ballast until cancelled. The first look waits, so that it delays no start."""
+    """Look after the ballast until cancelled."""
+    await asyncio.sleep(FIRST)
     while True:
-        await asyncio.sleep(EVERY)
         await asyncio.to_thread(_trim, folder, {"throw off", "take on"})
+        await asyncio.sleep(EVERY)
 
 
 def _trim(folder: Path, allowed: set[Change]) -> None:

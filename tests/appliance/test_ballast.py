@@ -71,7 +71,7 @@ def test_what_the_disk_asks_for(free: int, aboard: bool, change: str) -> None:
 
 async def test_a_full_disk_leaves_room_to_start(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Taken on while there is room; thrown off when the disk is full. Then the database opens and writes."""
-    monkeypatch.setattr(ballast, "EVERY", 0.01)
+    monkeypatch.setattr(ballast, "FIRST", 0)
     keeping = asyncio.create_task(ballast.keep(small_disk))
     async with asyncio.timeout(10):
         while room(small_disk / ballast.FILE) < WEIGHT:  # noqa: ASYNC110 - a file sets no event

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
+from appliance import ballast
 from tests.image import people
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator
@@ -200,6 +201,7 @@ def test_the_database_survives_a_power_cut(home: Home, cut: Cut, tmp_path: Path)
 def test_a_full_disk_locks_nobody_out(home: Home, cut: Cut, chromium: Browser) -> None:
     """With no block left on the data partition it starts, answers, says what is wrong, and gets over it."""
     home.off()
+    assert ballast.FILE in home.disk.listing("lib/hob")
     home.disk.fill("lib/filler", left=0)
     owner = people.sign_in(chromium, home.on().url)
     expect(owner.page.get_by_label("About this machine")).to_contain_text("The disk is full")
