@@ -164,3 +164,25 @@ def test_the_administration_is_there_again_and_again(container: Container, key: 
         assert "is not updated by Hob" in said
         container.wait("hob-admin.service", "ActiveState", "inactive")
         container.run("test", "-S", "/run/hob-admin.sock")
+
+
+GATE = r"""
+set -e
+mkdir -p /etc/rauc /usr/lib/hob /run/systemd/system/hob-health.service.d
+echo >/etc/rauc/system.conf
+printf '#!/bin/sh\n[ "$1" != get-default ] || echo a\n' >/usr/lib/hob/slots
+chmod 755 /usr/lib/hob/slots
+printf '[Unit]\nFailureAction=none\n' >/run/systemd/system/hob-health.service.d/test.conf
+systemctl daemon-reload
+systemctl start hob-health.service || true
+"""
+"""A system that believes itself on trial, without slots to decide about, and that does not restart."""
+
+
+def test_the_health_gate_asks_within_its_sandbox(container: Container, key: str) -> None:
+    """What its unit forbids is not what it needs: the model answers it, and only the slots are missing."""
+    container.run("sh", "-c", GATE)
+    said = container.run("journalctl", "--no-pager", "-o", "cat", "-u", "hob-health.service")
+    assert "the model answered: " in said
+    assert "the new system is given up: " in said
+    assert container.show("hob-health.service", "Result") == "exit-code"
