@@ -23,6 +23,7 @@ StandardInput=tty-force
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/{port}
+Environment=SYSTEMD_COLORS=0 SYSTEMD_URLIFY=0 SYSTEMD_PAGER=
 ExecStart=/bin/sh -c 'stty raw -echo; echo "<here>"; while read -r l; do eval "$l"; echo "<end $?>"; done'
 """
 
