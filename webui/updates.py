@@ -44,7 +44,7 @@ async def page(request: Request, *, note: str = "", error: HobError | None = Non
         facts=facts(told) if told else [],
         story=story(told) if told else "",
         story_bad=told is not None and told.state in BAD,
-        waiting=told is not None and told.next != told.slot,
+        waiting=told is not None and told.next != told.slot and not told.on_trial,
         back=(told.other or "the version before") if told and told.can_go_back else "",
         work=work(updating),
         restarting=updating.restarting,
