@@ -27,6 +27,7 @@ class Owner:
 
     def ask(self, text: str, state: str = "done") -> str:
         """Ask in the chat that is open, wait until the answer is in this state, and return its text."""
+        self.page.wait_for_load_state()  # before its script runs, the Enter key only starts a new line
         ask(self.page, text)
         expect(self.page.locator(".turn.user .text").last).to_have_text(text, timeout=WAIT)
         expect(answer(self.page)).to_have_attribute("data-state", state, timeout=WAIT)
