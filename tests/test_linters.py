@@ -29,7 +29,7 @@ def test_the_project_speaks_of_itself_alone() -> None:
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(
         b"\0"
     )
-    private = re.compile(rb"/(?:home|Users|work)/[a-z]|pythonhosted|pypi\.org|registry\.npmjs|deb\.debian")
+    private = re.compile(rb"/(?:home|Users|work)/[a-z]|pythonhosted|pypi\.org|registry\.npmjs|deb\.debian\.")
     found = []
     for name in filter(None, files):
         path = ROOT / name.decode()

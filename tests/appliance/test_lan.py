@@ -134,7 +134,7 @@ with sync_playwright() as playwright:
     print(owner.url.removeprefix(base))
     owner.get_by_label("Code").fill(code)
     owner.get_by_label("password").fill("a long password")
-    owner.get_by_role("button", name="Make it mine").click()
+    owner.get_by_role("button", name="Make it mine", exact=True).click()
     owner.get_by_label("Message").fill("Who are you?")
     owner.get_by_role("button", name="Send").click()
     owner.wait_for_url(base + "/chats/1*")

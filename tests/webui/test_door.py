@@ -38,7 +38,7 @@ def visitor(chromium: Browser, home: Site) -> Iterator[Desk]:
 
 def press(page: Page, name: str) -> None:
     """Press a button."""
-    page.get_by_role("button", name=name).click()
+    page.get_by_role("button", name=name, exact=True).click()
 
 
 def test_the_first_visit_makes_the_owner(visitor: Desk, home: Site) -> None:
