@@ -2,7 +2,7 @@
 
 They run where `HOB_TEST_IMAGES` asks for them (`just test-images`), since the first run takes a while and
 some gigabytes. It holds words: `pc` for the image for PCs and for what is built for any machine, `arm64`,
-`pi`.
+`pi`; or the name of a module, `boot` for test_boot, which asks for that one alone.
 """
 
 import os
@@ -32,6 +32,14 @@ def demand(word: str) -> None:
         pytest.skip(
             f"HOB_TEST_IMAGES does not ask for {word}: see `just test-images` and the recipes beside it"
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def asked_for(request: pytest.FixtureRequest) -> None:
+    """Skip the modules of the image for PCs that nobody asks for."""
+    name = request.module.__name__.rpartition(".test_")[2]
+    if name not in {"arm64", "pi"} and WANTED.isdisjoint({"pc", name}):
+        demand("pc")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +73,6 @@ def keys(cache: Cache) -> Path:
 @pytest.fixture(scope="session")
 def release(emulator: Emulator, keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The image for PCs and what belongs to it, signed."""
-    demand("pc")
     return build("nuc", tmp_path_factory.mktemp("nuc"), ENVIRONMENT, "--keys", keys)
 
 
