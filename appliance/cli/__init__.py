@@ -15,6 +15,7 @@ from builder.errors import BuildError
 class LazyGroup(click.Group):
     """Knows its verbs by name and imports a verb only when it is called, so that `hob` starts fast."""
 
+    package: ClassVar[str] = "appliance.cli"
     verbs: ClassVar[tuple[str, ...]] = (
         "serve",
         "engine",
@@ -34,10 +35,10 @@ class LazyGroup(click.Group):
         return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `appliance.cli.<verb>` and take its `command`."""
+        """Import the verb's module in `package` and take its `command`."""
         if cmd_name not in self.verbs:
             return None
-        command: click.Command = importlib.import_module(f"appliance.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"{self.package}.{cmd_name}").command
         return command
 
 

@@ -1,16 +1,16 @@
 """`hob image`: makes, checks and writes what a device boots. Each verb is imported only when it is called."""
 
-import importlib
 from typing import ClassVar
 
 import click
 
-from builder.errors import ToolMissingError
+from appliance.cli import LazyGroup
 
 
-class ImageGroup(click.Group):
-    """Knows its verbs by name and imports a verb only when it is called."""
+class ImageGroup(LazyGroup):
+    """The verbs about images."""
 
+    package: ClassVar[str] = "appliance.cli.image"
     verbs: ClassVar[tuple[str, ...]] = (
         "list",
         "show",
@@ -22,24 +22,6 @@ class ImageGroup(click.Group):
         "keys",
         "prune",
     )
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All verbs, in the order a person meets them."""
-        return list(self.verbs)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `appliance.cli.image.<verb>` and take its `command`."""
-        if cmd_name not in self.verbs:
-            return None
-        # `list` would hide the built-in in its own module.
-        module = f"appliance.cli.image.{cmd_name}{'_' if cmd_name == 'list' else ''}"
-        try:
-            command: click.Command = importlib.import_module(module).command
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-            raise ToolMissingError(f"hob image {cmd_name} is not part of this installation") from error
-        return command
 
 
 @click.group("image", cls=ImageGroup)

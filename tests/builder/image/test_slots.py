@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ elif os.path.exists(path):
 
 
 @dataclass
-class Machine:
+class Machine(ABC):
     """A device's files, as far as the script sees them."""
 
     root: Path
@@ -66,9 +67,9 @@ class Machine:
         (self.root / "proc/cmdline").write_text(f"ro quiet root=PARTUUID=1 hob.slot={slot} panic=10\n")
         return slot
 
+    @abstractmethod
     def choice(self) -> str:
         """The boot loader's own part of `boot`."""
-        raise NotImplementedError
 
     def install(self, slot: str) -> None:
         """What RAUC does, with a kernel brought in by the bundle's hook."""
