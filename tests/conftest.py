@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.service import ENDLESS, GOLDEN, MODEL, TINY, Hob, run_hob, start
 
@@ -71,6 +72,30 @@ def server(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Iterato
     yield hob
     hob.stop()
     assert not hob.complaints(), hob.complaints()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A browser for all tests; they skip where there is none.
+
+    One for the pages and the images alike: from here on Playwright's loop runs in this thread, so that no
+    second browser could be started, and no asynchronous test can come after the first that asks for this.
+    """
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    arguments = [
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    if os.geteuid() == 0:
+        arguments.append("--no-sandbox")  # Chromium refuses to start as root with it
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
 
 
 def fresh(folder: Path, libraries: Path) -> Path:

@@ -18,7 +18,6 @@ from tests.image.building import Release, build, hob_image
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator, open_emulator
 from tests.image.machine import Machine
-from tests.webui.conftest import chromium as chromium  # the same browser as the pages' tests
 
 # Read before the tests forget what the person running them has set.
 WANTED = frozenset(os.environ.get("HOB_TEST_IMAGES", "").replace(",", " ").split())
