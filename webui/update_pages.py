@@ -36,6 +36,7 @@ class UpdatesPage(Page):
         back: the version that can be gone back to; "" for none.
         work: what is under way.
         restarting: the device is about to restart.
+        trying: the version that runs on trial, until it has answered a question; "" for none.
         sticks: update files on sticks.
         url: address that is asked for updates; "" for none.
         installs: whether what is found there is installed by itself.
@@ -53,6 +54,7 @@ class UpdatesPage(Page):
     back: str
     work: Work | None
     restarting: bool
+    trying: str
     sticks: Sequence[Stick]
     url: str
     installs: bool

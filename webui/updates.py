@@ -48,6 +48,7 @@ async def page(request: Request, *, note: str = "", error: HobError | None = Non
         back=(told.other or "the version before") if told and told.can_go_back else "",
         work=work(updating),
         restarting=updating.restarting,
+        trying=told.version if told and told.on_trial else "",
         sticks=[
             Stick(str(found.path), size(found.size)) for found in await asyncio.to_thread(arrivals.sticks)
         ],

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from appliance.admin.handlers import HANDLERS
+from appliance.admin.handlers import HANDLERS, QUESTIONS
 from appliance.admin.server import Server, allowed_uids, inherited
 
 USERS = ("hob",)
@@ -14,7 +14,7 @@ def main() -> None:
     """Serve the socket that systemd passed until there is nothing to do."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with inherited() as listener:
-        asyncio.run(Server(HANDLERS, allowed_uids(USERS)).run(listener))
+        asyncio.run(Server(HANDLERS, allowed_uids(USERS), questions=QUESTIONS).run(listener))
 
 
 if __name__ == "__main__":

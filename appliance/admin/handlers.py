@@ -22,3 +22,8 @@ HANDLERS: Final[dict[type, Callable[[Any, Tell], Awaitable[messages.Final]]]] = 
     messages.InstallUpdate: updates.install,
     messages.GoBack: updates.go_back,
 }
+
+QUESTIONS: Final[frozenset[type]] = frozenset(
+    {messages.DescribeDevice, messages.DescribeUpdates, messages.InspectUpdate}
+)
+"""Requests that change nothing."""

@@ -59,10 +59,17 @@ class Server:
     """Serves a listening Unix socket. Requests that change something go one after the other."""
 
     def __init__(
-        self, handlers: Mapping[type, Handler], allowed: Collection[int], idle: float = IDLE_SECONDS
+        self,
+        handlers: Mapping[type, Handler],
+        allowed: Collection[int],
+        idle: float = IDLE_SECONDS,
+        questions: Collection[type] = (),
     ) -> None:
-        """`handlers` by the type of request; `allowed`: the users who may ask; `idle`: as `IDLE_SECONDS`."""
+        """`handlers` by the type of request; `allowed`: the users who may ask; `idle`: as `IDLE_SECONDS`;
+        `questions`: types of requests that change nothing, and are answered while others are worked on.
+        """
         self._handlers = handlers
+        self._questions = frozenset(questions)
         self._allowed = allowed
         self._idle = idle
         self._open = 0
@@ -119,16 +126,16 @@ class Server:
                 writer.write(wire.pack(progress))
 
         name = type(request).__struct_config__.tag
-        log.info("user %d asks: %s", uid, name)
-        async with self._one_at_a_time, _beat(tell):
+        question = type(request) in self._questions
+        # A page that is looked at asks every second; the log is for what was done.
+        level = logging.DEBUG if question else logging.INFO
+        log.log(level, "user %d asks: %s", uid, name)
+        async with contextlib.nullcontext() if question else self._one_at_a_time, _beat(tell):
             reply = await self._handle(request, tell)
-        failed = isinstance(reply, Failed)
-        log.log(
-            logging.WARNING if failed else logging.INFO,
-            "%s: %s",
-            name,
-            f"failed: {reply.message}" if isinstance(reply, Failed) else "done",
-        )
+        if isinstance(reply, Failed):
+            log.warning("%s: failed: %s", name, reply.message)
+        else:
+            log.log(level, "%s: done", name)
         writer.write(wire.pack(reply))
         await writer.drain()
 

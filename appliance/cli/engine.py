@@ -1,6 +1,7 @@
 """`hob engine`: become the engine process that a service of its own keeps running."""
 
 import os
+import sys
 
 import click
 
@@ -8,6 +9,9 @@ from appliance.cli.options import settings_options
 from appliance.config import load_settings
 from appliance.engine.choice import engine_kind, worker_command
 from appliance.errors import SettingsError
+
+NOTHING_TO_RUN = os.EX_CONFIG
+"""The exit status by which hob-engine.service knows that starting anew would change nothing."""
 
 
 @click.command("engine")
@@ -20,10 +24,10 @@ def command(**flags: object) -> None:
     settings = load_settings(**flags)
     kind = engine_kind(settings)
     if kind == "upstream":
-        raise SettingsError(
-            'with engine = "upstream" there is no engine to run',
-            hint="Other servers run the models; choose another engine, or do not start this one.",
+        click.echo(
+            'hob: with engine = "upstream" other servers run the models; there is no engine to run', err=True
         )
+        sys.exit(NOTHING_TO_RUN)
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
         where = ["--passed"]
     elif settings.engine_socket:

@@ -63,6 +63,8 @@ for folder in boot var run tmp dev proc sys root home mnt; do
     find "$tree/$folder" -mindepth 1 -delete
 done
 rm -f "$tree"/vmlinuz* "$tree"/initrd.img*
+# The processor's microcode is in the initramfs, where alone it can be loaded in time.
+rm -rf "$tree"/usr/lib/firmware/intel-ucode "$tree"/usr/lib/firmware/amd-ucode
 # Nobody on the device becomes someone else by starting a program.
 find "$tree" -xdev -type f -perm /6000 -exec chmod ug-s {} +
 # Bytecode that was made with the times of its sources; it is made anew below.

@@ -13,6 +13,7 @@ from tests.builder.import_.models import config_of, tensors_of
 from tests.service import GOLDEN, HOB, MODEL, TINY, Hob, environment, run_hob
 
 SOURCE = GOLDEN / "llama3rope"
+UNIT = Path(__file__).parents[2] / "systemd/hob-engine.service"
 
 
 def test_help_names_every_verb(tmp_path: Path) -> None:
@@ -30,6 +31,14 @@ def test_bad_setting_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("hob: setting 'port':")
     assert "70000" in done.stderr
     assert len(done.stderr.splitlines()) == 2
+
+
+def test_no_engine_where_others_run_the_models(tmp_path: Path) -> None:
+    """It ends with the status that its unit takes for no reason to start it again."""
+    settings = {"HOB_ENGINE": "upstream", "HOB_UPSTREAMS": "http://127.0.0.1:9"}
+    done = run_hob(tmp_path, "engine", **settings)
+    assert f"RestartPreventExitStatus={done.returncode}\n" in UNIT.read_text()
+    assert "other servers run the models" in done.stderr
 
 
 def test_model_list(tmp_path: Path, data_dir: Path) -> None:

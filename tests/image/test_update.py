@@ -60,11 +60,18 @@ class Updated:
         return self.page.locator("#installed").inner_text()
 
     def send(self, bundle: Path) -> None:
-        """Choose an update file and send it; returns when the page shows that it is worked on."""
+        """Choose an update file and send it; returns when the device has all of it and works on it."""
         self.page.goto("/updates")
         self.page.get_by_label("A file of this computer").set_input_files(bundle)
-        self.page.get_by_role("button", name="Send and install").click(timeout=WRITTEN)
-        expect(self.page.get_by_role("heading", name="Installing hob-")).to_be_visible(timeout=WRITTEN)
+        with self.page.expect_navigation(timeout=WRITTEN):
+            self.page.get_by_role("button", name="Send and install").click()
+
+    def is_refused(self, bundle: Path, reason: str) -> None:
+        """Send a file that is not taken, and read why."""
+        self.send(bundle)
+        expect(self.page.locator("#work")).to_be_hidden(timeout=WRITTEN)
+        self.look()
+        expect(self.page.get_by_role("alert")).to_contain_text(reason)
 
     def install(self, bundle: Path, version: str) -> None:
         """Send an update and wait until it waits for a restart."""
@@ -146,10 +153,7 @@ def test_what_is_no_update(updated: Updated, tmp_path: Path) -> None:
     """A file that only has the name of one is refused, with the reason, and the room is given back."""
     file = tmp_path / "hob-nice.raucb"
     file.write_bytes(b"not an update\n" * 100_000)
-    updated.send(file)
-    expect(updated.page.get_by_role("heading", name="Installing hob-")).to_be_hidden(timeout=WRITTEN)
-    updated.look()
-    expect(updated.page.get_by_role("alert")).to_contain_text("is no update, or only a part of one")
+    updated.is_refused(file, "is no update, or only a part of one")
     assert "0.1.0" in updated.look()
 
 
@@ -186,10 +190,7 @@ def test_the_way_back(updated: Updated) -> None:
 
 def test_what_runs_is_no_update(updated: Updated, good: Path) -> None:
     """The same version again is refused, and an older one would be."""
-    updated.send(good)
-    expect(updated.page.get_by_role("heading", name="Installing hob-")).to_be_hidden(timeout=WRITTEN)
-    updated.look()
-    expect(updated.page.get_by_role("alert")).to_contain_text("0.2.0 is what runs here")
+    updated.is_refused(good, "0.2.0 is what runs here")
 
 
 def test_a_broken_update_is_taken_back(updated: Updated, broken: Path) -> None:

@@ -139,7 +139,7 @@ SAMPLES: list[pages.Page] = [
         "1 GB are free.",
     ),
     update_pages.UpdatesPage(
-        SIDEBAR, [], "", False, False, "", None, False, [], "", False, "", "1 GB", "Not <here>.", "Look."
+        SIDEBAR, [], "", False, False, "", None, False, "", [], "", False, "", "1 GB", "Not <here>.", "Look."
     ),
     update_pages.UpdatesPage(
         SIDEBAR,
@@ -150,6 +150,7 @@ SAMPLES: list[pages.Page] = [
         "0.1.0",
         None,
         False,
+        "0.2.<0>",
         [update_pages.Stick("/media/<stick>/hob.raucb", "300 MB")],
         "http://laptop/hob.manifest.json",
         True,
@@ -167,6 +168,7 @@ SAMPLES: list[pages.Page] = [
         "",
         update_pages.Work("Installing <hob>.raucb", "Copying image to rootfs.1", 40),
         False,
+        "",
         [],
         "",
         False,
@@ -176,7 +178,7 @@ SAMPLES: list[pages.Page] = [
         "",
     ),
     update_pages.UpdatesPage(
-        SIDEBAR, [], "", False, False, "", None, True, [], "http://a/b", False, "", "1 GB", "", ""
+        SIDEBAR, [], "", False, False, "", None, True, "", [], "http://a/b", False, "", "1 GB", "", ""
     ),
     device_pages.DevicePage(
         SIDEBAR,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from playwright.sync_api import Browser, expect
 
 from appliance.admin import updates
 from appliance.update import arrivals
@@ -108,6 +109,20 @@ def test_bad_files(desk: Desk) -> None:
     assert desk.device.state["once"] == ""
 
 
+def test_the_page_tells_by_itself(desk: Desk, chromium: Browser, tmp_path: Path) -> None:
+    """In a browser the page follows the work to its end, and then says what came of it, without a reload."""
+    file = tmp_path / "holiday.raucb"
+    file.write_bytes(b"not an update\n" * 1000)
+    page = chromium.new_page()
+    page.goto(f"{desk.site.url}/updates")
+    page.get_by_label("A file of this computer").set_input_files(file)
+    page.get_by_role("button", name="Send and install").click()
+    told = "holiday.raucb is no update, or only a part of one."
+    expect(page.get_by_role("alert")).to_contain_text(told, timeout=SECONDS * 1000)
+    expect(page.get_by_role("button", name="Send and install")).to_be_visible()
+    page.close()
+
+
 def test_no_file(desk: Desk) -> None:
     """A form without a file is told apart from an empty update."""
     answer = desk.client.post("/updates/upload", files={"bundle": ("", b"", "application/octet-stream")})
@@ -139,7 +154,12 @@ def test_larger_than_other_forms(desk: Desk) -> None:
 
 def test_a_trial_in_vain(desk: Desk) -> None:
     """After the way back the page says what was tried and why it failed."""
-    desk.device.boot()
+    desk.device.boot("0.2.0")
+    said = desk.page()
+    assert "Trying 0.2.0" in said
+    assert "0.2.0 runs on trial, until it has answered a question." in said
+    assert "Restart now" not in said
+    assert "Install an update" not in said
     desk.device.boot("0.1.0")
     said = desk.page()
     assert "0.2.0 was tried on" in said

@@ -279,7 +279,7 @@ async function awaken() {
   awaken();
 }
 
-// ---- Work on models: while some is under way, the page looks how far it is.
+// ---- Work on models, updates: while some is under way, the page looks how far it is, and then what came of it.
 
 async function watch() {
   if (!$("#work[data-watch]")) return;
@@ -298,6 +298,10 @@ async function watch() {
     // What has come of it; a menu that is open there is left alone.
     const [here, there] = [$("#installed"), $("#installed", page)];
     if (here && there && !$("details[open]", here) && !here.contains(document.activeElement)) here.replaceWith(there);
+  } else if (page) {
+    // It is over. Without a view this is another page: a restart may have ended the session.
+    if (!$("#view", page)) return location.reload();
+    $("#view").replaceWith($("#view", page));
   }
   watch();
 }

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from appliance.admin import messages
+from appliance.admin.handlers import QUESTIONS
 from appliance.admin.messages import Device, Done, Link, WifiNetwork, WifiNetworks
 from appliance.admin.server import Server, Tell
 from appliance.app import create_app
@@ -105,7 +106,9 @@ async def administration(tmp_path: Path, browser: httpx2.AsyncClient) -> AsyncIt
         listener.bind(str(tmp_path / "admin.sock"))
         listener.listen()
         running = Administration()
-        task = asyncio.create_task(Server(running.handlers, {os.getuid()}, idle=3600).run(listener))
+        task = asyncio.create_task(
+            Server(running.handlers, {os.getuid()}, idle=3600, questions=QUESTIONS).run(listener)
+        )
         yield running
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

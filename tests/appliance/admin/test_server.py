@@ -15,6 +15,7 @@ from appliance.admin.messages import (
     Done,
     Failed,
     Final,
+    PowerOff,
     Progress,
     Reboot,
     Request,
@@ -30,13 +31,17 @@ ME = os.getuid()
 
 @contextlib.asynccontextmanager
 async def serving(
-    path: Path, handlers: dict[type, Handler], allowed: set[int] | None = None, idle: float = 60
+    path: Path,
+    handlers: dict[type, Handler],
+    allowed: set[int] | None = None,
+    idle: float = 60,
+    questions: tuple[type, ...] = (),
 ) -> AsyncIterator[asyncio.Task[None]]:
     """A server on a socket at `path`, which the client finds."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    server = Server(handlers, {ME} if allowed is None else allowed, idle)
+    server = Server(handlers, {ME} if allowed is None else allowed, idle, questions)
     task = asyncio.create_task(server.run(listener))
     try:
         yield task
@@ -95,6 +100,29 @@ async def test_a_refusal_comes_back_as_the_error_it_was(path: Path) -> None:
         with pytest.raises(ConflictError) as caught:
             await client.ask(Reboot(), Done)
     assert (caught.value.message, caught.value.hint) == ("An update is being installed.", "Wait for its end.")
+
+
+async def test_a_question_does_not_wait_for_work(path: Path) -> None:
+    """What changes something goes one after the other; what only asks is answered meanwhile."""
+    begun, release = asyncio.Event(), asyncio.Event()
+    order: list[Request] = []
+
+    async def work(request: Request, tell: Tell) -> Final:
+        order.append(request)
+        begun.set()
+        await release.wait()
+        return Done(text="done")
+
+    handlers: dict[type, Handler] = {Reboot: work, PowerOff: work, DescribeDevice: restart}
+    async with serving(path, handlers, questions=(DescribeDevice,)):
+        first = asyncio.create_task(client.ask(Reboot(), Done))
+        await begun.wait()
+        second = asyncio.create_task(client.ask(PowerOff(), Done))
+        assert await client.ask(DescribeDevice(), Done) == Done(text="DescribeDevice")
+        assert order == [Reboot()]
+        release.set()
+        await asyncio.gather(first, second)
+    assert order == [Reboot(), PowerOff()]
 
 
 async def test_a_mistake_in_a_handler_reaches_the_peer_and_ends_nothing(path: Path) -> None:

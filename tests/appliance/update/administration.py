@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.admin import messages
-from appliance.admin.handlers import HANDLERS
+from appliance.admin.handlers import HANDLERS, QUESTIONS
 from appliance.admin.server import Server, Tell
 
 
@@ -38,7 +38,7 @@ def administration(path: Path) -> Iterator[list[str]]:
             loop.run_until_complete(serving)
         loop.close()
 
-    serving = loop.create_task(Server(handlers, {os.getuid()}, idle=3600).run(listener))
+    serving = loop.create_task(Server(handlers, {os.getuid()}, idle=3600, questions=QUESTIONS).run(listener))
     thread = threading.Thread(target=run, name="administration")
     thread.start()
     try:
