@@ -14,6 +14,7 @@ from pathlib import Path
 
 from builder.errors import FormatError
 from builder.image.overlay import copy_tree, settle
+from builder.image.recipe import LINKER
 from builder.image.toolbox import Toolbox
 
 NAME = "hob"
@@ -40,7 +41,6 @@ DEPENDS = (
     "systemd | systemd-standalone-sysusers",
     "systemd | systemd-standalone-tmpfiles",
 )
-LINKER = "binutils"
 
 DESCRIPTION = """\
 offline LLM appliance for the home network

@@ -23,6 +23,9 @@ DEVICES = Path(__file__).parent / "devices"
 Architecture = Literal["amd64", "arm64"]
 MACHINES: Mapping[Architecture, str] = {"amd64": "x86_64", "arm64": "aarch64"}
 
+LINKER = "binutils"
+"""The package of the linker that the compiler needs."""
+
 # Debian policy 5.6.1, with an optional suite to take the package from, as apt spells it.
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(/[a-z-]+)?")
 COMPATIBLE = re.compile(r"[a-z0-9][a-z0-9.-]{1,62}")
@@ -83,7 +86,7 @@ class Recipe(Part, frozen=True, kw_only=True):
         targets: processors (and GPUs) that the models are compiled for, as `hob model compile --target`
             names them.
         gpu: whether the GPU's run-time libraries of TVM are in the image.
-        compiler: whether the device can compile libraries itself; about 120 MB more.
+        compiler: whether the device can compile libraries itself; 80 MB more to download.
         models: "guide", or folders in MLC's format, relative to the recipe's file.
         settings: the device's `/etc/hob/hob.toml`.
         disk, imager: see there.
@@ -121,7 +124,9 @@ class Recipe(Part, frozen=True, kw_only=True):
     @property
     def wanted(self) -> list[str]:
         """Every Debian package that is asked for by name, sorted."""
-        return sorted({*self.packages, *self.firmware, *([self.kernel] if self.kernel else [])})
+        linker = [LINKER] if self.compiler and self.format != "deb" else []  # there it is a dependency
+        kernel = [self.kernel] if self.kernel else []
+        return sorted({*self.packages, *self.firmware, *kernel, *linker})
 
 
 def names() -> list[str]:

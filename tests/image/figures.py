@@ -8,6 +8,7 @@ same one.
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,12 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from builder.image import gpt
 from builder.image.cache import Cache, default_root
 from tests.image import bare, building, people
 from tests.image.building import Release
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator, open_emulator
 from tests.image.machine import Machine
+from tests.systemd.container import booted
 
 MEGABYTE = 10**6
 SETTLE = 240.0
@@ -28,8 +31,8 @@ SETTLE = 240.0
 IDLE = 900.0
 """Seconds of idling that are measured; `HOB_TEST_IDLE` sets others."""
 
-COMPILER = 'extends = "nuc"\ncompiler = true\n'
-"""The recipe of an image that can compile models itself."""
+WITHOUT = 'extends = "nuc"\ncompiler = false\n'
+"""The recipe of an image that cannot compile models itself."""
 
 Line = dict[str, Any]
 
@@ -73,10 +76,10 @@ def size(bench: Bench) -> Iterator[Line]:
 
 def compiler(bench: Bench) -> Iterator[Line]:
     """What the compiler adds to it."""
-    recipe = bench.folder / "nuc-compiler.toml"
-    recipe.write_text(COMPILER)
-    larger = building.build(recipe, bench.folder / "compiler", dict(os.environ)).file(".img.xz")
-    added = larger.stat().st_size - bench.release.file(".img.xz").stat().st_size
+    recipe = bench.folder / "small.toml"
+    recipe.write_text(WITHOUT)
+    smaller = building.build(recipe, bench.folder / "small", dict(os.environ)).file(".img.xz")
+    added = bench.release.file(".img.xz").stat().st_size - smaller.stat().st_size
     yield line("image, the compiler's part", added / MEGABYTE, "MB", 120)
 
 
@@ -126,6 +129,29 @@ def ready(bench: Bench) -> Iterator[Line]:
     yield line("ready at the first start, beside a bare Debian", first / reference, "ratio", None)
 
 
+def native(bench: Bench) -> Iterator[Line]:
+    """The same at this machine's own speed: the image's systemd and units, without kernel and devices."""
+    image = bench.release.unpack()
+    with image.open("rb") as file:
+        table = gpt.read(file.read(MEGABYTE))
+    part = table.find("root-a") if table else None
+    assert part
+    root, system, layer = (bench.folder / name for name in ("root", "system", "layer"))
+    for folder in (root, system, layer / "etc"):
+        folder.mkdir(parents=True)
+    (layer / "etc/fstab").touch()  # there are no partitions to wait for
+    options = f"loop,ro,offset={part.start},sizelimit={part.size}"
+    subprocess.run(["mount", "-t", "squashfs", "-o", options, image, root], check=True)
+    try:
+        with booted([layer, root], system) as container:
+            container.wait("hob.service", "ActiveState", "active")
+            begun = int(container.run("systemctl", "show", "--value", "-p", "UserspaceTimestampMonotonic"))
+            ended = int(container.show("hob.service", "ActiveEnterTimestampMonotonic"))
+    finally:
+        subprocess.run(["umount", root], check=True)
+    yield line("ready, at this machine's speed", (ended - begun) / 1e6, "s", 5)
+
+
 def _took(machine: Machine, unit: str) -> float:
     """Seconds from systemd's start to a unit's being active."""
     begun = int(
@@ -150,6 +176,7 @@ FIGURES: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "rebuild": rebuild,
     "idle": idle,
     "ready": ready,
+    "native": native,
 }
 
 

@@ -77,7 +77,7 @@ def test_errors_of_apt_are_told_in_its_own_words() -> None:
 def order(folder: Path, **changes: object) -> stages.Order:
     """An order for the recipe of the lock above."""
     nuc = msgspec.structs.replace(
-        recipe.load("nuc"), packages=["libc6", "wpasupplicant"], firmware=[], kernel=""
+        recipe.load("nuc"), packages=["libc6", "wpasupplicant"], firmware=[], kernel="", compiler=False
     )
     return _replace(stages.Order(recipe=nuc, version="1", lock=folder / "lock.toml"), **changes)  # type: ignore[arg-type]
 
