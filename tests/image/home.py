@@ -1,5 +1,6 @@
 """A machine's whole life: one disk that is switched on and off many times."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Home:
 
     Attributes:
         disk: its disk; to be looked into only while it is off.
+        sticks: USB sticks that are in whenever it is switched on.
         ready: how many seconds it took from the power button to the first good answer, for every start.
     """
 
@@ -46,6 +48,7 @@ class Home:
     folder: Path
     accelerator: str = "tcg"
     board: Board = PC
+    sticks: Sequence[Path] = ()
     ready: list[float] = field(default_factory=list)
     _machine: Machine | None = None
 
@@ -72,6 +75,7 @@ class Home:
                 accelerator=self.accelerator,
                 ports=GUEST_PORTS,
                 probe=probe,
+                sticks=self.sticks,
             ).__enter__()
             self.ready.append(self._machine.wait())
         return self._machine

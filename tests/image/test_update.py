@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.image import people
 from tests.image.building import Release, hob_image
 from tests.image.conftest import ENVIRONMENT
-from tests.image.disk import Disk
+from tests.image.disk import MEBIBYTE, Disk, make_stick
 from tests.image.emulator import Emulator
 from tests.image.home import Home
 from tests.image.people import Owner
@@ -76,6 +76,22 @@ class Updated:
     def install(self, bundle: Path, version: str) -> None:
         """Send an update and wait until it waits for a restart."""
         self.send(bundle)
+        self.installed(version)
+
+    def install_from(self, stick: Path, version: str) -> None:
+        """Put in a stick with an update, have it installed from there, and pull it out."""
+        with self.home.machine.stick(stick):
+            button = self.page.get_by_role("button", name="Install from the stick")
+            for _ in range(60):
+                self.page.goto("/updates")
+                if button.count():
+                    break
+                self.page.wait_for_timeout(1000)
+            button.click()
+            self.installed(version)
+
+    def installed(self, version: str) -> None:
+        """Wait until an update waits for a restart."""
         waits = f"{version} is installed, and will be tried at the next start."
         expect(self.page.locator("#installed")).to_contain_text(waits, timeout=WRITTEN)
 
@@ -169,9 +185,12 @@ def test_a_power_cut_while_it_is_written(updated: Updated, good: Path) -> None:
     updated.keeps_the_chat()
 
 
-def test_a_good_update(updated: Updated, good: Path) -> None:
-    """It goes in, is tried, answers its question, and stays."""
-    updated.install(good, "0.2.0")
+def test_a_good_update(updated: Updated, good: Path, emulator: Emulator, tmp_path: Path) -> None:
+    """From a stick it goes in, is tried, answers its question, and stays."""
+    size = good.stat().st_size + 64 * MEBIBYTE
+    stick = make_stick(emulator, tmp_path / "stick.img", {good.name: good}, size)
+    updated.install_from(stick, "0.2.0")
+    stick.unlink()
     told = updated.restart("Restart now", "0.2.0 was installed on .*, and works")
     assert "slot B" in told
     updated.page.screenshot(path=updated.home.folder / "updated.png")
