@@ -1,7 +1,6 @@
 """Make a backup: copy the database, list the models, encrypt it into one file. All of it or nothing."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from appliance.backup.keys import Key
 from appliance.config import Settings
 from appliance.errors import BackupError, ConflictError, HobError, StoreError
 from appliance.library import default, space
-from appliance.library.shelf import Shelf, sync
+from appliance.library.shelf import Shelf, put
 
 OVERHEAD: Final = 2**20
 """Bytes of a backup beside the database, with room to spare."""
@@ -186,10 +185,7 @@ def _seal(
             with open(partial, "xb", opener=keys.private) as out:
                 out.write(line)
                 sealing.seal(content.pack(manifest, key, sources), out, key.recipients)
-                out.flush()
-                os.fsync(out.fileno())
-            partial.rename(path)
-            sync(target)
+            put(partial, path)
         finally:
             partial.unlink(missing_ok=True)
         return Backup(path, head, path.stat().st_size)

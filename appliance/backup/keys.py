@@ -24,7 +24,7 @@ from argon2.low_level import Type, hash_secret_raw
 from appliance.backup import bech32
 from appliance.errors import BackupError, InvalidRequestError
 from appliance.library import space
-from appliance.library.shelf import sync
+from appliance.library.shelf import put
 
 FILE: Final = "key.json"
 PART: Final = ".new"
@@ -253,12 +253,9 @@ def write(file: Path, data: bytes) -> None:
         try:
             with open(partial, "wb", opener=private) as stream:
                 stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
+            put(partial, file)
         finally:
             partial.unlink(missing_ok=True)
-        sync(file.parent)
 
 
 def private(path: str, flags: int) -> int:

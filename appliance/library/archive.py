@@ -15,7 +15,7 @@ from typing import BinaryIO
 from appliance.errors import ConflictError, DamagedError
 from appliance.library import manifest, space
 from appliance.library.manifest import MANIFEST, MAX_BYTES, Manifest
-from appliance.library.shelf import sync
+from appliance.library.shelf import put
 
 SUFFIX = ".hobmodel"
 BLOCK = tarfile.BLOCKSIZE
@@ -67,10 +67,7 @@ def write(kept: Manifest, directory: Path, target: Path, written: Written, *, re
                     out.write(piece)
                     done += len(piece)
                     written(min(done, kept.size))
-                out.flush()
-                os.fsync(out.fileno())
-            partial.replace(target)
-            sync(target.parent)
+            put(partial, target)
         finally:
             partial.unlink(missing_ok=True)
 

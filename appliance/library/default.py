@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from appliance.library import space
-from appliance.library.shelf import sync
+from appliance.library.shelf import put
 
 FILE = "default-model"
 MAX_NAME = 400
@@ -33,6 +33,4 @@ def write(data_dir: Path, name: str) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{FILE}.{os.getpid()}.part")
         partial.write_text(f"{name}\n", encoding="utf-8")
-        sync(partial)
-        partial.replace(file)
-        sync(data_dir)
+        put(partial, file)

@@ -353,6 +353,14 @@ def settle(directory: Path) -> None:
     sync(directory)
 
 
+def put(partial: Path, target: Path) -> None:
+    """Give a finished file its name, in place of what has it; a power cut leaves either of them, whole."""
+    sync(partial)
+    partial.replace(target)
+    sync(target)  # FAT keeps size and place of a file beside its name: those of a new name are yet to be
+    sync(target.parent)
+
+
 def sync(path: Path) -> None:
     """Force a file or directory to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

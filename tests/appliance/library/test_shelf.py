@@ -14,6 +14,7 @@ import pytest
 
 from appliance.errors import ConflictError, DamagedError, InvalidRequestError, UnknownModelError
 from appliance.library import manifest
+from appliance.library import shelf as shelves
 from appliance.library.lock import in_use
 from appliance.library.manifest import MANIFEST, Origin
 from appliance.library.shelf import GONE, INCOMING, Entry, Shelf, describe
@@ -207,7 +208,7 @@ def test_a_damaged_manifest_is_told(shelf: Shelf) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from appliance.library import manifest
+from appliance.library import manifest, shelf as shelves
 from appliance.library.add import add, plan
 from appliance.library.offer import find
 from appliance.library.remote import session
@@ -294,6 +295,27 @@ def test_everything_is_on_disk_before_it_appears(shelf: Shelf, monkeypatch: pyte
     ((missing, before),) = renamed
     assert missing == set()
     assert shelf.folder.stat().st_ino in synced[before:]
+
+
+def test_a_file_is_on_disk_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced to disk before it gets its name and after, as FAT wants it, and the folder last."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        calls.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def recorded_replace(source: Path, target: Path) -> Path:
+        calls.append("replace")
+        return replace(source, target)
+
+    (tmp_path / "part").write_text("all of it")
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    shelves.put(tmp_path / "part", tmp_path / "whole")
+    assert calls == ["part", "replace", "whole", tmp_path.name]
+    assert (tmp_path / "whole").read_text() == "all of it"
 
 
 def test_manifests_from_elsewhere_are_checked() -> None:
