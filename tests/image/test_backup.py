@@ -72,6 +72,7 @@ def carried(
         download.value.save_as(place / "downloaded.hobbackup")
         page.screenshot(path=place / "made.png", full_page=True)
         owner.close()
+        home.kill()  # the box is lost, with the stick in it
         yield Carried(stick, place / "downloaded.hobbackup", said)
     finally:
         home.kill()
