@@ -261,3 +261,15 @@ def test_there_is_no_password(inside: Machine) -> None:
 def test_starts_lie_in_one_journal(inside: Machine) -> None:
     """The journal has every start since the first, so that what led to a cut can be read afterwards."""
     assert len(json.loads(inside.probe("journalctl --list-boots -o json"))) >= 4
+
+
+def test_the_engine_may_not_take_all_memory(inside: Machine) -> None:
+    """Beyond its share the kernel ends the engine and nothing else; it starts again and answers."""
+    service = inside.probe("systemctl show --value -p MainPID hob.service")
+    share = "systemctl set-property --runtime hob-engine.service MemoryMax={} MemorySwapMax={}"
+    inside.probe(share.format("40M", "0"))
+    inside.probe("until journalctl -b -u hob-engine | grep -q oom-kill; do sleep 1; done", 120)
+    inside.probe(share.format("80%", "infinity"))
+    inside.wait()
+    assert inside.probe("systemctl show --value -p MainPID hob.service") == service
+    assert inside.probe("systemctl --failed --no-legend") == ""
