@@ -18,6 +18,7 @@ from builder.image import bmap, drives, first_boot, gpt, manifest
 from builder.image.cache import file_digest
 from builder.image.medium import PIECE, Medium
 from builder.image.toolbox import Toolbox
+from builder.image.verify import SIGNATURE, signed_at
 
 HEAD = 2**20
 """Bytes that are written last. Partitions begin no earlier."""
@@ -72,14 +73,14 @@ class Stretch:
     digest: bytes
 
 
-def inspect(path: Path, tell: Tell) -> Image:
+def inspect(path: Path, tell: Tell, keyring: Path | None = None) -> Image:
     """Look at an image and check it against the manifest and block map beside it, before any disk is touched.
 
     `hob-nuc-1.0.img.xz` has its map in `hob-nuc-1.0.img.bmap` and its manifest in
-    `hob-nuc-1.0.manifest.json`; either may be missing.
+    `hob-nuc-1.0.manifest.json`; either may be missing. With a keyring it must be signed.
 
     Raises:
-        FormatError: no image, damaged, or other than its manifest says.
+        FormatError: no image, damaged, other than its manifest says, or not signed by those who may.
         UnsupportedError: packed in another way than by xz.
     """
     name = path.name.removesuffix(".xz").removesuffix(".img")
@@ -92,6 +93,13 @@ def inspect(path: Path, tell: Tell) -> Image:
             if magic.startswith(start):
                 raise UnsupportedError(f"{path.name} is packed by {kind}", hint="Unpack it first.")
         described = manifest.read(manifest_path) if manifest_path.exists() else None
+        if keyring is not None:
+            if described is None:
+                raise FormatError(
+                    f"{path.name} has no signed manifest beside it",
+                    hint=f"Put {manifest_path.name} and {manifest_path.name}{SIGNATURE} there.",
+                )
+            signed_at(manifest_path, keyring)
         if described:
             _vouch(described, path, packed, tell)
             if map_path.exists():

@@ -76,13 +76,10 @@ def verify(path: Path, *, keyring: Path | None, tell: Tell) -> Verified:
         FormatError: something is missing, damaged or other than the manifest says. The message names it.
     """
     described = manifest.read(path)
-    signature = path.with_name(path.name + SIGNATURE)
     signed = None
     if keyring is not None:
-        tell("signature", signature.name, None)
-        if not signature.exists():
-            raise FormatError(f"{path.name} is not signed: there is no {signature.name}", hint=AGAIN)
-        signed = keys.verify(path, signature, keyring)
+        tell("signature", path.name, None)
+        signed = signed_at(path, keyring)
     image = image_path(path.parent, described)
     # An image that was unpacked may lie there in place of the packed one.
     files = [file for file in described.files if file.name != f"{image.name}.xz"]
@@ -114,7 +111,20 @@ def verify(path: Path, *, keyring: Path | None, tell: Tell) -> Verified:
                 f"{map_path.name} does not belong to {image.name}: bytes {run.start} to {run.end} differ",
                 hint=AGAIN,
             )
-    return Verified(path, described, signed, signature.exists(), blocks is not None)
+    has_signature = path.with_name(path.name + SIGNATURE).exists()
+    return Verified(path, described, signed, has_signature, blocks is not None)
+
+
+def signed_at(path: Path, keyring: Path) -> int:
+    """When a manifest was signed by somebody the keyring trusts, in Unix time.
+
+    Raises:
+        FormatError: it was not, or has changed since.
+    """
+    signature = path.with_name(path.name + SIGNATURE)
+    if not signature.exists():
+        raise FormatError(f"{path.name} is not signed: there is no {signature.name}", hint=AGAIN)
+    return keys.verify(path, signature, keyring)
 
 
 def check_file(folder: Path, file: manifest.File) -> None:

@@ -38,6 +38,11 @@ STAGES = {"check": (0.0, 0.05), "write": (0.05, 0.65), "verify": (0.7, 0.28), "s
 )
 @click.option("--locale", default="", help="Language and formats: de_DE.UTF-8.")
 @click.option("--timezone", default="", help="Time zone: Europe/Berlin.")
+@click.option(
+    "--keyring",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take only what these have signed: keyring.pem of `hob image keys`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 def command(
     image: Path,
@@ -51,6 +56,7 @@ def command(
     keys: tuple[Path, ...],
     locale: str,
     timezone: str,
+    keyring: Path | None,
     as_json: bool,
 ) -> None:
     """Write the image IMG (.img.xz or .img) to DEVICE, read it back, and leave settings for the first start.
@@ -82,7 +88,7 @@ def command(
             told(text, start + share * (fraction or 0))
 
         try:
-            opened = flash.inspect(image, tell)
+            opened = flash.inspect(image, tell, keyring)
             disk = flash.admit(device, opened, confirmed=yes)
             if not yes and not as_json and sys.stdin.isatty():
                 told.stop()

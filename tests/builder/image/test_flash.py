@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from builder.errors import DriveError, FormatError, UnsupportedError
-from builder.image import flash, medium
+from builder.image import flash, keys, medium
 from builder.image.flash import HEAD
 from tests.builder.image import disks
 from tests.builder.image.disks import MIB
@@ -334,3 +334,19 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         opened = flash.inspect(disks.image(tmp_path), silent)
         with pytest.raises(DriveError, match=r"small/disk: writing at \d+ MiB failed: No space left"):
             flash.write(opened, folder / "disk", None, silent)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="signing takes openssl")
+def test_with_a_keyring_only_what_is_signed(tmp_path: Path) -> None:
+    """Without a manifest, without a signature and signed by others it is refused; signed it is taken."""
+    own, others = keys.make(tmp_path / "own"), keys.make(tmp_path / "others")
+    image = disks.image(tmp_path)
+    with pytest.raises(FormatError, match="has no signed manifest beside it"):
+        flash.inspect(image, silent, own.keyring)
+    path = disks.vouch(image, image.read_bytes())
+    with pytest.raises(FormatError, match="is not signed"):
+        flash.inspect(image, silent, own.keyring)
+    keys.sign(own, path, path.with_name(f"{path.name}.p7s"))
+    with pytest.raises(FormatError, match="is not what was signed, or not signed by"):
+        flash.inspect(image, silent, others.keyring)
+    assert flash.inspect(image, silent, own.keyring).named
