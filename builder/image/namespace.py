@@ -66,7 +66,8 @@ class Spec:
         argv: the program and its arguments.
         tree: the root file system it sees; "" for the host's own.
         read, write: host paths that appear at the same place inside, read-only and writable.
-        bound: (source, target) pairs of read-only files, for what lies elsewhere inside.
+        bound: (source, target) pairs of files and folders that appear elsewhere inside, read-only.
+        lent: the same for folders that it may write into.
         devices: nodes of /dev besides the harmless ones.
         network: whether it is in the host's network or in an empty one of its own.
         foreign: a Debian architecture whose programs must run here; "" for none.
@@ -79,6 +80,7 @@ class Spec:
     read: list[str] = field(default_factory=list)
     write: list[str] = field(default_factory=list)
     bound: list[tuple[str, str]] = field(default_factory=list)
+    lent: list[tuple[str, str]] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
     network: bool = False
     foreign: str = ""
@@ -243,8 +245,10 @@ def furnish(spec: Spec, tree: Path) -> None:
         bind(Path(path), target)
         if not writable:
             read_only(target)
-    for source, inside in spec.bound:
+    for source, inside in [*spec.bound, *spec.lent]:
         bind(Path(source), new / inside.lstrip("/"))
+    for _, inside in spec.bound:
+        read_only(new / inside.lstrip("/"))
     for target in kept:
         read_only(target)
     os.chroot(new)

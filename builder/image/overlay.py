@@ -14,14 +14,14 @@ code makes only the second anew.
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from builder.compile.library import compiler_digest, tvm_version
 from builder.errors import FormatError
 from builder.image import application, bytecode, shipped, wheels
 from builder.image.cache import Cache, digest, file_digest, tree_digest
-from builder.image.toolbox import Toolbox
+from builder.image.toolbox import Toolbox, host_architecture
 
 Tell = Callable[[str, float], None]
 """Called with what is done now and the share of all work done, 0 to 1."""
@@ -92,18 +92,7 @@ def build(
         ToolMissingError, BuildError, CommandError: a part cannot be made; the message says which.
     """
     tell("Python packages", 0.0)
-    packages = cache.get(
-        "wheels",
-        packages_inputs(contents, toolbox),
-        lambda out: wheels.install(
-            out,
-            arch=contents.arch,
-            lock=contents.lock,
-            project=contents.checkout / "pyproject.toml",
-            compiler=contents.compiler,
-            toolbox=toolbox,
-        ),
-    )
+    packages = python_packages(contents, cache, toolbox)
     tell("Hob", 0.3)
     hob = cache.get(
         "application",
@@ -118,9 +107,10 @@ def build(
     )
     models = cache.get(
         "models",
-        models_inputs(contents),
+        models_inputs(contents, toolbox),
         lambda out: shipped.install(
             out,
+            compiler=compiler(contents, cache, toolbox),
             models=contents.models,
             targets=contents.targets,
             tell=lambda text, share: tell(text, 0.4 + 0.5 * share),
@@ -134,6 +124,28 @@ def build(
     )
     tell("done", 1.0)
     return made
+
+
+def python_packages(contents: Contents, cache: Cache, toolbox: Toolbox) -> Path:
+    """The folder of Python packages."""
+    return cache.get(
+        "wheels",
+        packages_inputs(contents, toolbox),
+        lambda out: wheels.install(
+            out,
+            arch=contents.arch,
+            lock=contents.lock,
+            project=contents.checkout / "pyproject.toml",
+            compiler=contents.compiler,
+            toolbox=toolbox,
+        ),
+    )
+
+
+def compiler(contents: Contents, cache: Cache, toolbox: Toolbox) -> shipped.Compiler:
+    """What compiles the models: this machine's kind of packages, whatever the device's."""
+    here = replace(contents, arch=host_architecture(), compiler=True)
+    return shipped.Compiler(toolbox, python_packages(here, cache, toolbox), contents.checkout)
 
 
 def packages_inputs(contents: Contents, toolbox: Toolbox) -> dict[str, object]:
@@ -164,7 +176,7 @@ def application_inputs(contents: Contents, toolbox: Toolbox) -> dict[str, object
     }
 
 
-def models_inputs(contents: Contents) -> dict[str, object]:
+def models_inputs(contents: Contents, toolbox: Toolbox) -> dict[str, object]:
     """What the layer of models depends on."""
     return {
         "models": {name: tree_digest(path) for name, path in contents.models.items()},
@@ -173,6 +185,8 @@ def models_inputs(contents: Contents) -> dict[str, object]:
         "compiler": compiler_digest(),
         "tvm": tvm_version(),
         "code": _code(shipped.__file__),
+        "packages": file_digest(contents.lock),
+        "python": _python(toolbox),
     }
 
 
@@ -181,7 +195,7 @@ def inputs(contents: Contents, toolbox: Toolbox) -> dict[str, object]:
     return {
         "packages": packages_inputs(contents, toolbox),
         "application": application_inputs(contents, toolbox),
-        "models": models_inputs(contents),
+        "models": models_inputs(contents, toolbox),
         "units": tree_digest(contents.units),
         "gpu": contents.gpu,
         "settings": contents.settings,

@@ -5,54 +5,64 @@ first minute and without a compiler.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from builder.compile.mlc import MLCDirectory
-from builder.errors import BuildError, ToolMissingError
+from builder.errors import BuildError
+from builder.image.toolbox import Toolbox
 
 GUIDE = Path(__file__).parents[1] / "guide" / "model"
 """The built-in model. It lies in Hob's own package, so that only its libraries are shipped here."""
 
-REPEATABLE = ("setarch", "--addr-no-randomize")
+REPEATABLE = ("setarch", "--addr-no-randomize", "prlimit", "--stack=8388608")
 """What the compiler runs under, so that its libraries are the same each time: TVM's passes go through some of
 their tables in the order of addresses. The kernel must not choose them anew for each process, and nothing
-that takes room in memory may differ: neither variables nor the lengths of paths, nor which thread is faster,
-nor whether a module's bytecode was there."""
+that takes room in memory may differ: neither Python nor variables nor lengths of paths, nor which thread is
+faster, nor whether a module's bytecode was there. So it runs in the toolbox, and everything has its place."""
+
+PACKAGES, SOURCES, MODEL, CACHE = "/home/packages", "/home/hob", "/home/model", "/home/cache"
+"""The places of Python's packages, Hob's sources, the model, and where libraries go."""
 
 QUIET = {
-    "PATH": os.defpath,
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",
-    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "PYTHONPATH": f"{PACKAGES}:{SOURCES}",
     "PYTHONPYCACHEPREFIX": "/nowhere",
     "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TVM_NUM_THREADS": "1",
 }
-"""All variables that the compiler gets."""
+"""The compiler's variables besides the toolbox's own."""
 
 Tell = Callable[[str, float], None]
 """Called with what is done now and the share of all work done, 0 to 1."""
 
 
+@dataclass(frozen=True)
+class Compiler:
+    """What compiles: the toolbox's Python with packages, TVM's compiler among them, and Hob's sources."""
+
+    toolbox: Toolbox
+    packages: Path
+    sources: Path
+
+
 def install(
     out: Path,
     *,
+    compiler: Compiler,
     models: Mapping[str, Path],
     targets: Sequence[str],
-    guide: Path = GUIDE,
     tell: Tell = lambda _text, _share: None,
 ) -> None:
     """Fill the empty folder `out`, which is /usr/share/hob on the device.
 
     Args:
+        compiler: see there.
         models: MLC directories by the name they get on the device, besides the guide.
         targets: what to compile all models for, as `hob model compile --target` takes it:
             "x86_64-avx2", "aarch64-neondot", "cuda-sm_87".
@@ -64,13 +74,13 @@ def install(
     (out / "models").mkdir(parents=True)
     (out / "libraries").mkdir()
     work = [(name, directory, target) for name, directory in models.items() for target in targets]
-    work = [*(("hob-guide", guide, target) for target in targets), *work]
+    work = [*(("hob-guide", GUIDE, target) for target in targets), *work]
     for number, (name, directory, target) in enumerate(work):
 
         def told(step: str, share: float, *, at: int = number, what: str = f"{name} for {target}") -> None:
             tell(f"{what}: {step}", (at + share) / len(work))
 
-        compile_library(directory, out / "libraries", target, told)
+        compile_library(compiler, directory, out / "libraries", target, told)
     for name, directory in models.items():
         copy_model(directory, out / "models" / name)
     for lock in (out / "libraries").glob("*.lock"):
@@ -90,30 +100,20 @@ def copy_model(directory: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def compile_library(directory: Path, cache: Path, target: str, tell: Tell) -> None:
+def compile_library(compiler: Compiler, directory: Path, cache: Path, target: str, tell: Tell) -> None:
     """Compile a model into `cache` in a process of its own: TVM's compiler takes 300 MB and keeps them.
 
     Raises:
         BuildError: it does not compile.
-        ToolMissingError: this machine has no setarch.
     """
-    if shutil.which(REPEATABLE[0]) is None:
-        raise ToolMissingError("setarch is not installed", hint="Install your system's util-linux package.")
     cache.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        subprocess.Popen(
-            [
-                *(*REPEATABLE, sys.executable, "-m", "builder.compile"),
-                *(*_linked(scratch, directory, cache), "--target", target),
-            ],
-            cwd=scratch,
-            env=QUIET,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process,
-    ):
+    program = ("python3", "-m", "builder.compile", MODEL, CACHE, "--target", target)
+    with compiler.toolbox.start(
+        [*REPEATABLE, *program],
+        bound={compiler.packages: PACKAGES, compiler.sources: SOURCES, directory: MODEL},
+        lent={cache: CACHE},
+        env=QUIET,
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         report: dict[str, object] = {}
@@ -127,11 +127,3 @@ def compile_library(directory: Path, cache: Path, target: str, tell: Tell) -> No
     if process.returncode != 0 or "library" not in report:
         last = complaints.splitlines()[-1] if complaints else f"exit status {process.returncode}"
         raise BuildError(f"the compiler failed on {directory} for {target}: {last}")
-
-
-def _linked(scratch: str, directory: Path, cache: Path) -> list[str]:
-    """Two short names for two folders, in a folder for them."""
-    names = ["model", "cache"]
-    for name, folder in zip(names, (directory, cache), strict=True):
-        Path(scratch, name).symlink_to(folder.absolute())
-    return names

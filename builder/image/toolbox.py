@@ -25,6 +25,8 @@ from builder.image.process import Line, finish, launch, rights
 TOOLS = (
     "apt-utils",  # apt-ftparchive
     "binutils",  # objcopy, which ukify calls
+    "binutils-aarch64-linux-gnu",  # ld, for libraries of models
+    "binutils-x86-64-linux-gnu",
     "bmap-tools",
     "ca-certificates",
     "dosfstools",
@@ -99,7 +101,7 @@ class Toolbox:
             read, write: host paths that it sees at the same place, read-only or writable. Nothing else of
                 the host
                 is visible; `/tmp` and `/run` are empty and in memory.
-            bound: host file → the place inside where it appears read-only.
+            bound: host file or folder → the place inside where it appears read-only.
             env: variables besides a fixed PATH, LC_ALL=C.UTF-8 and TZ=UTC; nothing of the caller's is
                 passed on.
             cwd: its working directory, one of the paths it sees.
@@ -137,6 +139,7 @@ class Toolbox:
         read: Sequence[Path] = (),
         write: Sequence[Path] = (),
         bound: Mapping[Path, str] | None = None,
+        lent: Mapping[Path, str] | None = None,
         devices: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
@@ -148,8 +151,8 @@ class Toolbox:
     ) -> subprocess.Popen[str]:
         """Start a program as `run` does and return at once; killing the returned process kills all of it.
 
-        `devices` names nodes of /dev that it may use besides null, zero, full, random, urandom and tty
-        ("kvm").
+        `lent` is like `bound`, for folders that it may write into. `devices` names nodes of /dev that it may
+        use besides null, zero, full, random, urandom and tty ("kvm").
         """
         inside = dict(bound or {})
         if network:
@@ -161,7 +164,8 @@ class Toolbox:
             tree=str(self.tree),
             read=[str(path.absolute()) for path in read],
             write=[str(path.absolute()) for path in write],
-            bound=[(str(source), target) for source, target in inside.items()],
+            bound=[(str(source.absolute()), target) for source, target in inside.items()],
+            lent=[(str(source.absolute()), target) for source, target in (lent or {}).items()],
             devices=list(devices),
             network=network,
             foreign=foreign,
