@@ -96,6 +96,6 @@ RASPBERRY_PI_3 = Board(
     extra=("-device", "usb-kbd"),
     console="",
     probe="",
-    patience=1200,
+    patience=2400,
     port=1,  # the first one is Bluetooth's
 )

@@ -4,6 +4,7 @@ Its network is cut off (`restrict=on`): the guest reaches nobody, and only forwa
 disk and its firmware's variables outlive the machine, so that it can be switched on again.
 """
 
+import base64
 import contextlib
 import http.client
 import re
@@ -208,6 +209,11 @@ class Machine:
         """Run a line of shell as root inside, once it is up; what it printed. Only with `probe=True`."""
         assert self._probe, "the machine was made without a probe"
         return self._probe.run(command, seconds, self.board.patience)
+
+    def script(self, text: str, seconds: float = 60) -> str:
+        """Run a short shell script as root inside, up to the first command that fails."""
+        packed = base64.b64encode(text.encode()).decode()
+        return self.probe(f"echo {packed} | base64 -d | sh -e", seconds)
 
     # Hands on it.
 
