@@ -267,7 +267,7 @@ def test_the_engine_may_not_take_all_memory(inside: Machine) -> None:
     """Beyond its share the kernel ends the engine and nothing else; it starts again and answers."""
     service = inside.probe("systemctl show --value -p MainPID hob.service")
     share = "systemctl set-property --runtime hob-engine.service MemoryMax={} MemorySwapMax={}"
-    inside.probe(share.format("40M", "0"))
+    inside.probe(share.format("8M", "0"))
     inside.probe("until journalctl -b -u hob-engine | grep -q oom-kill; do sleep 1; done", 120)
     inside.probe(share.format("80%", "infinity"))
     inside.wait()

@@ -58,7 +58,7 @@ sock.sendto(discover, ("255.255.255.255", 67))
 address = socket.inet_ntoa(sock.recv(1500)[16:20])
 os.system(f"ip addr add {address}/24 dev wlan1")
 connection = http.client.HTTPConnection("10.42.0.1", timeout=30)
-connection.request("GET", "/")
+connection.request("GET", "/", headers={"Accept": "text/html"})
 page = connection.getresponse()
 print(json.dumps({"address": address, "status": page.status, "to": page.getheader("location")}))
 END
