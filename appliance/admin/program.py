@@ -13,7 +13,8 @@ async def run(*command: str, text: str = "", seconds: float = SECONDS, hint: str
     """Run a program with `text` as its input; its standard output. There is no shell in between.
 
     Raises:
-        AdminError: it is missing, failed, or took longer than `seconds`; has the last line it wrote.
+        AdminError: it is missing, failed, or took longer than `seconds`; has the last line it wrote that is not
+            a hint for who sits at a shell.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -35,7 +36,8 @@ async def run(*command: str, text: str = "", seconds: float = SECONDS, hint: str
                 process.kill()
             await process.wait()
     if process.returncode:
-        lines = complaints.decode(errors="replace").strip().splitlines()
+        said = complaints.decode(errors="replace").strip().splitlines()
+        lines = [line for line in said if not line.startswith("Hint:")]
         raise AdminError(
             f"{command[0]} failed: {lines[-1] if lines else f'status {process.returncode}'}", hint=hint
         )

@@ -331,4 +331,9 @@ class Machine:
 
     def _network(self) -> list[str]:
         forwards = ",".join(f"hostfwd=tcp:127.0.0.1:0-:{port}" for port in self._ports)
-        return ["-netdev", f"user,id=net,restrict=on,{forwards}", "-device", f"{self.board.nic},netdev=net"]
+        return [
+            "-netdev",
+            f"user,id=net,restrict=on,{forwards}",
+            "-device",
+            f"{self.board.nic},netdev=net,id=nic",
+        ]

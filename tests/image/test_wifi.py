@@ -140,7 +140,7 @@ def test_it_joins_the_network_of_the_house(home: Home, chromium: Browser) -> Non
 
     def join(password: str) -> None:
         page.goto("/device")
-        page.get_by_label("Its name").fill("house")
+        page.get_by_label("Its name", exact=True).fill("house")
         page.get_by_label("Its password").fill(password)
         page.get_by_label("Country, by two letters").fill("DE")
         page.get_by_role("button", name="Join", exact=True).click()

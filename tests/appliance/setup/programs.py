@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 WORLD = Path(os.environ.get("WORLD", "world.json"))
+HINT = "\nHint: use 'journalctl -xe NM_DEVICE=wlan0' to get more details."
 FOLDER = Path(os.environ.get("HOB_ROOT", "/")) / "var/lib/hob-system/connections"
 
 
@@ -66,10 +67,10 @@ def join(world: dict[str, object], name: str) -> None:
     ssid = bytes(int(byte) for byte in file["wifi"]["ssid"].rstrip(";").split(";")).decode()
     world["radio"] = ""
     if ssid not in air:
-        sys.exit("Error: Connection activation failed: The Wi-Fi network could not be found")
+        sys.exit("Error: Connection activation failed: The Wi-Fi network could not be found" + HINT)
     password = file["wifi-security"]["psk"] if file.has_section("wifi-security") else ""
     if password != air[ssid]:
-        sys.exit("Error: Connection activation failed: Secrets were required, but not provided")
+        sys.exit("Error: Connection activation failed: Secrets were required, but not provided" + HINT)
     world["radio"] = name
 
 
