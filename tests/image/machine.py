@@ -331,9 +331,5 @@ class Machine:
 
     def _network(self) -> list[str]:
         forwards = ",".join(f"hostfwd=tcp:127.0.0.1:0-:{port}" for port in self._ports)
-        return [
-            "-netdev",
-            f"user,id=net,restrict=on,{forwards}",
-            "-device",
-            f"{self.board.nic},netdev=net,id=nic",
-        ]
+        card = ["-device", f"{self.board.nic},netdev=net"] if self.board.nic else []
+        return ["-netdev", f"user,id=net,restrict=on,{forwards}", *card]
