@@ -5,7 +5,10 @@ first minute and without a compiler.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,13 +110,7 @@ def compile_library(compiler: Compiler, directory: Path, cache: Path, target: st
         BuildError: it does not compile.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    program = ("python3", "-m", "builder.compile", MODEL, CACHE, "--target", target)
-    with compiler.toolbox.start(
-        [*REPEATABLE, *program],
-        bound={compiler.packages: PACKAGES, compiler.sources: SOURCES, directory: MODEL},
-        lent={cache: CACHE},
-        env=QUIET,
-    ) as process:
+    with _start(compiler, directory, cache, target) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         report: dict[str, object] = {}
@@ -127,3 +124,21 @@ def compile_library(compiler: Compiler, directory: Path, cache: Path, target: st
     if process.returncode != 0 or "library" not in report:
         last = complaints.splitlines()[-1] if complaints else f"exit status {process.returncode}"
         raise BuildError(f"the compiler failed on {directory} for {target}: {last}")
+
+
+def _start(compiler: Compiler, directory: Path, cache: Path, target: str) -> subprocess.Popen[str]:
+    program = ("-m", "builder.compile")
+    if "cuda" in target:  # NVIDIA's compiler is this machine's, and so is the C++ compiler that it calls
+        return subprocess.Popen(
+            [*REPEATABLE, sys.executable, *program, directory, cache, "--target", target],
+            env=QUIET | {"PATH": os.defpath, "PYTHONPATH": str(compiler.sources)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    return compiler.toolbox.start(
+        [*REPEATABLE, "python3", *program, MODEL, CACHE, "--target", target],
+        bound={compiler.packages: PACKAGES, compiler.sources: SOURCES, directory: MODEL},
+        lent={cache: CACHE},
+        env=QUIET,
+    )
