@@ -13,8 +13,8 @@ async def run(*command: str, text: str = "", seconds: float = SECONDS, hint: str
     """Run a program with `text` as its input; its standard output. There is no shell in between.
 
     Raises:
-        AdminError: it is missing, failed, or took longer than `seconds`; has the last line it wrote that is not
-            a hint for who sits at a shell.
+        AdminError: it is missing, failed, or took longer than `seconds`; has the last line it wrote but for
+            hints to who sits at a shell.
     """
     try:
         process = await asyncio.create_subprocess_exec(

@@ -26,7 +26,7 @@ their tables in the order of addresses. The kernel must not choose them anew for
 that takes room in memory may differ: neither Python nor variables nor lengths of paths, nor which thread is
 faster, nor whether a module's bytecode was there. So it runs in the toolbox, and everything has its place."""
 
-PACKAGES, SOURCES, MODEL, CACHE = "/home/packages", "/home/hob", "/home/model", "/home/cache"
+PACKAGES, SOURCES, MODEL, CACHE = "/mnt/packages", "/mnt/hob", "/mnt/model", "/mnt/cache"
 """The places of Python's packages, Hob's sources, the model, and where libraries go."""
 
 QUIET = {

@@ -20,7 +20,7 @@ from tests.image.boards import PC, Board, DirectBoot
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator
 from tests.image.probe import Probe, strings
-from tests.image.qmp import Monitor
+from tests.image.qmp import Monitor, QmpError
 
 WEB = 80
 SHUTDOWN_SECONDS = 150
@@ -230,7 +230,16 @@ class Machine:
             if self.process.poll() is None:
                 self.monitor("device_del", id=name)
                 self.monitor.wait("DEVICE_DELETED")
-                self.monitor("blockdev-del", node_name=name)
+                self._forget(name)
+
+    def _forget(self, node: str) -> None:
+        """Close a disk's file; what used it may take a moment to let go."""
+        for _ in range(40):
+            with contextlib.suppress(QmpError):
+                self.monitor("blockdev-del", node_name=node)
+                return
+            time.sleep(_POLL)
+        raise AssertionError(f"QEMU does not let go of {node}")
 
     def kill(self) -> None:
         """Pull the plug. What the guest had not handed to its disk is lost."""

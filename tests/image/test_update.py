@@ -81,7 +81,9 @@ class Updated:
     def install_from(self, stick: Path, version: str) -> None:
         """Put in a stick with an update, have it installed from there, and pull it out."""
         with self.home.machine.stick(stick):
-            button = self.page.get_by_role("button", name="Install from the stick")
+            button = self.page.get_by_role(
+                "button", name=f"Install /run/media/system/STICK/hob-nuc-{version}"
+            )
             for _ in range(60):
                 self.page.goto("/updates")
                 if button.count():
@@ -187,7 +189,7 @@ def test_a_power_cut_while_it_is_written(updated: Updated, good: Path) -> None:
 
 def test_a_good_update(updated: Updated, good: Path, emulator: Emulator, tmp_path: Path) -> None:
     """From a stick it goes in, is tried, answers its question, and stays."""
-    size = good.stat().st_size + 64 * MEBIBYTE
+    size = (good.stat().st_size // MEBIBYTE + 64) * MEBIBYTE
     stick = make_stick(emulator, tmp_path / "stick.img", {good.name: good}, size)
     updated.install_from(stick, "0.2.0")
     stick.unlink()
