@@ -25,7 +25,11 @@ def text(hosts: Sequence[str], port: int, code: str) -> str:
         code: the code for the first visit; "" where there is an owner.
     """
     if len(hosts) < 2:  # a name alone reaches nobody
-        lines = ["Hob is running, and has no network.", "", "Plug in a cable, or wait for its own Wi-Fi."]
+        lines = [
+            "Hob is running, and has no network.",
+            "",
+            "Plug in a cable, or use the Wi-Fi that Hob opens.",
+        ]
     else:
         end = "" if port == 80 else f":{port}"
         first, *others = [f"http://{host}{end}" for host in hosts]

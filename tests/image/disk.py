@@ -1,8 +1,11 @@
 """Disks of machines that are off: copies of an image, their partitions and files, and USB sticks."""
 
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from builder.image import gpt
 from tests.image.emulator import Emulator
@@ -11,6 +14,9 @@ MEBIBYTE = 2**20
 
 _HEAD = 34 * 512
 """Where a partition table lies at most."""
+
+INCOMPATIBLE, JOURNAL_TO_REPLAY = 1024 + 0x60, 0x4
+"""Of ext4: where its superblock tells what must be understood, and the bit that a plug was pulled."""
 
 
 class Disk:
@@ -35,12 +41,15 @@ class Disk:
 
     def start(self, label: str) -> int:
         """First byte of the partition with this label."""
+        return self._part(label).start
+
+    def _part(self, label: str) -> gpt.Partition:
         with self.path.open("rb") as file:
             table = gpt.read(file.read(_HEAD))
         assert table, f"no partition table on {self.path}"
         found = table.find(label)
         assert found, f"no partition {label} among {[part.label for part in table.partitions]}"
-        return found.start
+        return found
 
     # FAT: the partition that people write to from their own computers.
 
@@ -70,8 +79,21 @@ class Disk:
 
     def recover(self) -> None:
         """Replay the journal of the data partition, as mounting it would; it must be sound then."""
-        self._emulator.run("e2fsck", "-E", "journal_only", "-y", self._data(), accept=(0, 1))
+        with self.path.open("r+b") as disk:
+            part = self._part("data")
+            disk.seek(part.start + INCOMPATIBLE)
+            if disk.read(1)[0] & JOURNAL_TO_REPLAY:
+                self._replay(disk, part)
         self._emulator.run("e2fsck", "-f", "-n", self._data())
+
+    def _replay(self, disk: BinaryIO, part: gpt.Partition) -> None:
+        """Alone: e2fsck opens a partition again after the replay, and has forgotten its offset by then."""
+        with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+            alone = Path(folder, "data")
+            with alone.open("w+b") as data:
+                _copy(disk, part.start, data, 0, part.size)
+                self._emulator.run("e2fsck", "-E", "journal_only", "-y", alone, accept=(0, 1))
+                _copy(data, 0, disk, part.start, part.size)
 
     def dump(self, name: str, target: Path) -> Path:
         """Copy a file of the data partition out; `name` is its path below /var, such as `lib/hob/hob.db`."""
@@ -112,6 +134,19 @@ class Disk:
 
     def _data(self) -> str:
         return f"{self.path}?offset={self.start('data')}"
+
+
+def _copy(source: BinaryIO, at: int, target: BinaryIO, to: int, size: int) -> None:
+    """Make `size` bytes of one file those of another, and write only what differs: holes stay holes."""
+    target.truncate(max(to + size, target.seek(0, os.SEEK_END)))
+    source.seek(at)
+    for done in range(0, size, MEBIBYTE):
+        piece = source.read(min(MEBIBYTE, size - done))
+        target.seek(to + done)
+        if target.read(len(piece)) != piece:
+            target.seek(to + done)
+            target.write(piece)
+    target.flush()
 
 
 def make_stick(emulator: Emulator, path: Path, files: dict[str, Path], size: int = 64 * MEBIBYTE) -> Path:

@@ -19,11 +19,12 @@ from typing import Any
 from builder.image import gpt
 from builder.image.cache import Cache, default_root
 from tests.image import bare, building, people
+from tests.image.boards import PC
 from tests.image.building import Release
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator, open_emulator
 from tests.image.machine import Machine
-from tests.systemd.container import booted
+from tests.systemd.container import PATIENCE, booted
 
 MEGABYTE = 10**6
 SETTLE = 240.0
@@ -115,15 +116,15 @@ def ready(bench: Bench) -> Iterator[Line]:
     hob = bench.release.unpack()
     plain = bare.build(bench.cache, bench.folder / "bare.img")
     with bench.machine(plain, "bare") as machine:
-        reference = _took(machine, bare.READY)
+        reference = _took(_in(machine), bare.READY)
     with bench.machine(hob, "first") as machine:
         machine.wait()
-        first = _took(machine, "hob.service")
+        first = _took(_in(machine), "hob.service")
         machine.power_off()
         disk, folder = machine.disk, machine.folder
     with Machine(bench.emulator, disk, folder, probe=True) as machine:
         machine.wait()
-        later = _took(machine, "hob.service")
+        later = _took(_in(machine), "hob.service")
     about = {"bare_seconds": reference, "emulated_seconds": later}
     yield line("ready, beside a bare Debian", later / reference, "ratio", None, **about)
     yield line("ready at the first start, beside a bare Debian", first / reference, "ratio", None)
@@ -144,22 +145,23 @@ def native(bench: Bench) -> Iterator[Line]:
     subprocess.run(["mount", "-t", "squashfs", "-o", options, image, root], check=True)
     try:
         with booted([layer, root], system) as container:
-            container.wait("hob.service", "ActiveState", "active")
-            begun = int(container.run("systemctl", "show", "--value", "-p", "UserspaceTimestampMonotonic"))
-            ended = int(container.show("hob.service", "ActiveEnterTimestampMonotonic"))
+            seconds = _took(lambda command: container.run("sh", "-c", command), "hob.service", PATIENCE)
     finally:
         subprocess.run(["umount", root], check=True)
-    yield line("ready, at this machine's speed", (ended - begun) / 1e6, "s", 5)
+    yield line("ready, at this machine's speed", seconds, "s", 5)
 
 
-def _took(machine: Machine, unit: str) -> float:
-    """Seconds from systemd's start to a unit's being active."""
-    begun = int(
-        machine.probe("systemctl show --value -p UserspaceTimestampMonotonic", machine.board.patience)
-    )
+def _in(machine: Machine) -> Callable[[str], str]:
+    """Runs a line of shell in a machine, as soon as that can be done."""
+    return lambda command: machine.probe(command, machine.board.patience)
+
+
+def _took(run: Callable[[str], str], unit: str, patience: float = PC.patience) -> float:
+    """Seconds from systemd's start to a unit's being active; `run` runs a line of shell beside it."""
+    begun = int(run("systemctl show --value -p UserspaceTimestampMonotonic"))
     ask = f"systemctl show --value -p ActiveEnterTimestampMonotonic {unit}"
-    deadline = time.monotonic() + machine.board.patience
-    while not (ended := int(machine.probe(ask))):
+    deadline = time.monotonic() + patience
+    while not (ended := int(run(ask))):
         assert time.monotonic() < deadline, f"{unit} never became active"
         time.sleep(1)
     return (ended - begun) / 1e6

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.image import people
 from tests.image.boards import PC, Board
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator
@@ -92,3 +93,20 @@ class Home:
         if self._machine:
             self._machine.kill()
             self._machine = None
+
+
+def flashed(
+    emulator: Emulator,
+    image: Path,
+    folder: Path,
+    accelerator: str = "tcg",
+    *,
+    settings: str = people.FIRST_BOOT,
+    board: Board = PC,
+    sticks: Sequence[Path] = (),
+) -> Home:
+    """A new machine, flashed by its owner, with `settings` as the hob.toml of its boot partition."""
+    folder.mkdir(exist_ok=True)
+    disk = Disk.copy(emulator, image, folder / "disk.img")
+    disk.put("hob.toml", settings)
+    return Home(emulator, disk, folder, accelerator, board, sticks)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.webui.desk import answer, ask
 
@@ -32,6 +32,15 @@ class Owner:
         expect(self.page.locator(".turn.user .text").last).to_have_text(text, timeout=WAIT)
         expect(answer(self.page)).to_have_attribute("data-state", state, timeout=WAIT)
         return answer(self.page).locator(".text").inner_text()
+
+    def look_for(self, path: str, sign: Locator) -> None:
+        """Open a page again and again until it shows something."""
+        for _ in range(WAIT // 1000):
+            self.page.goto(path)
+            if sign.count():
+                return
+            self.page.wait_for_timeout(1000)
+        expect(sign).to_be_visible()  # says what is there instead
 
     def close(self) -> None:
         """Close the browser's window."""

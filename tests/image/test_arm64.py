@@ -10,9 +10,8 @@ from tests.image import people
 from tests.image.boards import VIRT
 from tests.image.building import build
 from tests.image.conftest import ENVIRONMENT, demand
-from tests.image.disk import Disk
 from tests.image.emulator import Emulator
-from tests.image.home import Home
+from tests.image.home import Home, flashed
 
 pytestmark = pytest.mark.image
 
@@ -23,9 +22,7 @@ def home(emulator: Emulator, keys: Path, tmp_path_factory: pytest.TempPathFactor
     demand("arm64")
     folder = tmp_path_factory.mktemp("arm64")
     release = build("arm64", folder / "out", ENVIRONMENT, "--keys", keys)
-    disk = Disk.copy(emulator, release.unpack(), folder / "disk.img")
-    disk.put("hob.toml", people.FIRST_BOOT)
-    home = Home(emulator, disk, folder, board=VIRT)
+    home = flashed(emulator, release.unpack(), folder, board=VIRT)
     yield home
     home.kill()
 

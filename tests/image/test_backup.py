@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Browser, expect
 
 from appliance.backup import folder, header, restore
 from tests.image import people
-from tests.image.disk import Disk, make_stick, read_stick
+from tests.image.disk import make_stick, read_stick
 from tests.image.emulator import Emulator
-from tests.image.home import Home
+from tests.image.home import flashed
 from tests.image.people import WAIT, Owner
 
 pytestmark = pytest.mark.image
@@ -34,14 +34,6 @@ class Carried:
     said: str
 
 
-def flashed(emulator: Emulator, image: Path, place: Path, accelerator: str, *sticks: Path) -> Home:
-    """A new box with a set-up code on its boot partition, and these sticks in it from the start."""
-    place.mkdir(exist_ok=True)
-    disk = Disk.copy(emulator, image, place / "disk.img")
-    disk.put("hob.toml", people.FIRST_BOOT)
-    return Home(emulator, disk, place, accelerator, sticks=sticks)
-
-
 @pytest.fixture(scope="module")
 def carried(
     emulator: Emulator,
@@ -53,7 +45,7 @@ def carried(
     """A chat on the first box, a passphrase, a backup on a stick and one on the owner's computer."""
     place = tmp_path_factory.mktemp("lost")
     stick = make_stick(emulator, place / "stick.img", {})
-    home = flashed(emulator, image, place / "box", accelerator, stick)
+    home = flashed(emulator, image, place / "box", accelerator, sticks=[stick])
     try:
         owner = people.set_up(chromium, home.on().url)
         said = owner.ask(QUESTION)
@@ -63,7 +55,7 @@ def carried(
         page.get_by_label("The same again").fill(PASSPHRASE)
         page.get_by_role("button", name="Set it").click()
         button = page.get_by_role("button", name="Write one to")
-        plugged_in(owner, button)
+        owner.look_for("/backups", button)
         button.click()
         expect(page.get_by_role("status")).to_contain_text("may be pulled out", timeout=WAIT)
         page.get_by_role("button", name="Make one now").click()
@@ -76,16 +68,6 @@ def carried(
         yield Carried(stick, place / "downloaded.hobbackup", said)
     finally:
         home.kill()
-
-
-def plugged_in(owner: Owner, sign: Locator) -> None:
-    """Look again until the box has noticed the stick."""
-    for _ in range(60):
-        owner.page.goto("/backups")
-        if sign.count():
-            return
-        owner.page.wait_for_timeout(1000)
-    pytest.fail("the stick does not appear on the page")
 
 
 def test_what_left_the_box_is_whole(carried: Carried, emulator: Emulator, tmp_path: Path) -> None:
@@ -120,7 +102,7 @@ def test_it_comes_back_on_a_new_box(
         owner = Owner(page.context, page)
         with home.machine.stick(carried.stick):
             wish = page.locator("#restore summary", has_text="Restore…")
-            plugged_in(owner, wish)
+            owner.look_for("/backups", wish)
             wish.click()
             page.locator("#restore details").get_by_label("Its passphrase").fill(PASSPHRASE)
             page.locator("#restore details").get_by_role("button", name="Look into it").click()

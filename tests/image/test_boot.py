@@ -19,9 +19,8 @@ from playwright.sync_api import Browser, expect
 
 from appliance import ballast
 from tests.image import people
-from tests.image.disk import Disk
 from tests.image.emulator import Emulator
-from tests.image.home import GUEST_PORTS, Home
+from tests.image.home import GUEST_PORTS, Home, flashed
 from tests.image.machine import Machine
 from tests.image.people import WAIT, Owner
 from tests.webui.desk import answer, ask
@@ -37,10 +36,7 @@ def home(
     emulator: Emulator, image: Path, accelerator: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Home]:
     """A freshly flashed machine; its owner has put a set-up code on the boot partition."""
-    folder = tmp_path_factory.mktemp("pc")
-    disk = Disk.copy(emulator, image, folder / "disk.img")
-    disk.put("hob.toml", people.FIRST_BOOT)
-    home = Home(emulator, disk, folder, accelerator)
+    home = flashed(emulator, image, tmp_path_factory.mktemp("pc"), accelerator)
     yield home
     home.kill()
 

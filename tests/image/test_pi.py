@@ -107,3 +107,4 @@ def test_it_answers(emulator: Emulator, card: Disk, cache: Cache, tmp_path: Path
         seconds = machine.wait("/healthz")
         assert "Hob: slot a" in machine.serial()
         print(f"HTTP and a loaded model {seconds:.0f} s after power-on")
+    disk.recover()

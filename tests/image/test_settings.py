@@ -12,9 +12,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.image import people
-from tests.image.disk import Disk
 from tests.image.emulator import Emulator
-from tests.image.home import Home
+from tests.image.home import Home, flashed
 from tests.image.people import WAIT
 
 pytestmark = pytest.mark.image
@@ -35,15 +34,13 @@ def home(
     emulator: Emulator, image: Path, accelerator: str, key: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Home]:
     """A freshly flashed machine with everything in its hob.toml, one thing of it wrong."""
-    folder = tmp_path_factory.mktemp("settings")
-    disk = Disk.copy(emulator, image, folder / "disk.img")
-    disk.put(
-        "hob.toml",
+    wishes = (
         f'setup_code = "{people.CODE}"\nhostname = "kitchen"\ntimezone = "Mars"\n'
         f'ssh_keys = ["{key.with_suffix(".pub").read_text().strip()}"]\n'
-        f'[wifi]\nssid = "home"\npassword = "{SECRET}"\ncountry = "DE"\n',
+        f'[wifi]\nssid = "home"\npassword = "{SECRET}"\ncountry = "DE"\n'
     )
-    home = Home(emulator, disk, folder, accelerator)
+    folder = tmp_path_factory.mktemp("settings")
+    home = flashed(emulator, image, folder, accelerator, settings=wishes)
     yield home
     home.kill()
 

@@ -14,9 +14,9 @@ from playwright.sync_api import Browser, Page, expect
 from tests.image import people
 from tests.image.building import Release, hob_image
 from tests.image.conftest import ENVIRONMENT
-from tests.image.disk import MEBIBYTE, Disk, make_stick
+from tests.image.disk import MEBIBYTE, make_stick
 from tests.image.emulator import Emulator
-from tests.image.home import Home
+from tests.image.home import Home, flashed
 from tests.image.people import Owner
 
 pytestmark = pytest.mark.image
@@ -84,11 +84,7 @@ class Updated:
             button = self.page.get_by_role(
                 "button", name=f"Install /run/media/system/STICK/hob-nuc-{version}"
             )
-            for _ in range(60):
-                self.page.goto("/updates")
-                if button.count():
-                    break
-                self.page.wait_for_timeout(1000)
+            self.owner.look_for("/updates", button)
             button.click()
             self.installed(version)
 
@@ -147,10 +143,7 @@ def updated(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Updated]:
     """A freshly flashed machine whose owner has asked something."""
-    folder = tmp_path_factory.mktemp("up")
-    disk = Disk.copy(emulator, image, folder / "disk.img")
-    disk.put("hob.toml", people.FIRST_BOOT)
-    home = Home(emulator, disk, folder, accelerator)
+    home = flashed(emulator, image, tmp_path_factory.mktemp("up"), accelerator)
     owner = people.set_up(chromium, home.on().url)
     said = owner.ask(QUESTION)
     updated = Updated(home, chromium, owner, re.sub(r"^https?://[^/]+", "", owner.page.url), said)

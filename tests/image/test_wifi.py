@@ -12,9 +12,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.image import people
-from tests.image.disk import Disk
 from tests.image.emulator import Emulator
-from tests.image.home import Home
+from tests.image.home import Home, flashed
 from tests.image.machine import Machine
 
 pytestmark = pytest.mark.image
@@ -92,10 +91,7 @@ def home(
     emulator: Emulator, image: Path, accelerator: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Home]:
     """A freshly flashed machine with two radios, one of them nearby."""
-    folder = tmp_path_factory.mktemp("wifi")
-    disk = Disk.copy(emulator, image, folder / "disk.img")
-    disk.put("hob.toml", people.FIRST_BOOT)
-    home = Home(emulator, disk, folder, accelerator)
+    home = flashed(emulator, image, tmp_path_factory.mktemp("wifi"), accelerator)
     home.on(probe=True).script(NEARBY)
     yield home
     home.kill()
@@ -136,7 +132,7 @@ def test_it_joins_the_network_of_the_house(home: Home, chromium: Browser) -> Non
     machine = home.machine
     machine.script(ROUTER)
     owner = people.set_up(chromium, machine.url)
-    page = owner.page
+    page, network = owner.page, owner.page.locator("#network")
 
     def join(password: str) -> None:
         page.goto("/device")
@@ -145,19 +141,11 @@ def test_it_joins_the_network_of_the_house(home: Home, chromium: Browser) -> Non
         page.get_by_label("Country, by two letters").fill("DE")
         page.get_by_role("button", name="Join", exact=True).click()
 
-    def look(text: str) -> None:
-        for _ in range(60):
-            page.goto("/device")
-            if text in page.locator("#network").inner_text():
-                return
-            page.wait_for_timeout(2000)
-        expect(page.locator("#network")).to_contain_text(text)  # says what it saw instead
-
     join("a wrong password")
-    look("house did not let Hob in: the password is not right.")
+    owner.look_for("/device", network.filter(has_text="house did not let Hob in: the password is not right."))
     join("twelve loaves of bread")
-    look("192.168.7.2")
-    expect(page.locator("#network")).to_contain_text("Hob joins house whenever it is in reach.")
+    owner.look_for("/device", network.filter(has_text="192.168.7.2"))
+    expect(network).to_contain_text("Hob joins house whenever it is in reach.")
     page.screenshot(path=home.folder / "joined.png", full_page=True)
     assert "SSID: house" in machine.probe("iw dev wlan0 link")
     owner.close()
