@@ -33,11 +33,13 @@ def demand(word: str) -> None:
         )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def asked_for(request: pytest.FixtureRequest) -> None:
-    """Skip the modules of the image for PCs that nobody asks for."""
-    name = request.module.__name__.rpartition(".test_")[2]
-    if name not in {"arm64", "pi"} and WANTED.isdisjoint({"pc", name}):
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the modules that nobody asks for, before fixtures of the session build anything for them."""
+    name = item.path.stem.removeprefix("test_")
+    if name in {"arm64", "pi"}:
+        demand(name)
+    elif WANTED.isdisjoint({"pc", name}):
         demand("pc")
 
 

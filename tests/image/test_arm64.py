@@ -9,7 +9,7 @@ from playwright.sync_api import Browser
 from tests.image import people
 from tests.image.boards import VIRT
 from tests.image.building import build
-from tests.image.conftest import ENVIRONMENT, demand
+from tests.image.conftest import ENVIRONMENT
 from tests.image.emulator import Emulator
 from tests.image.home import Home, flashed
 
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.image
 @pytest.fixture(scope="module")
 def home(emulator: Emulator, keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A freshly flashed machine with a set-up code."""
-    demand("arm64")
     folder = tmp_path_factory.mktemp("arm64")
     release = build("arm64", folder / "out", ENVIRONMENT, "--keys", keys)
     home = flashed(emulator, release.unpack(), folder, board=VIRT)

@@ -14,7 +14,7 @@ from builder.image.cache import Cache
 from builder.image.toolbox import open_toolbox
 from tests.image.boards import RASPBERRY_PI_3, DirectBoot
 from tests.image.building import build
-from tests.image.conftest import ENVIRONMENT, demand
+from tests.image.conftest import ENVIRONMENT
 from tests.image.disk import Disk
 from tests.image.emulator import Emulator
 from tests.image.machine import Machine
@@ -34,7 +34,6 @@ WORDS = (
 @pytest.fixture(scope="module")
 def card(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Disk:
     """A memory card with the image on it, as it was flashed."""
-    demand("pi")
     release = build("rpi4", tmp_path_factory.mktemp("rpi4"), ENVIRONMENT, "--fast")
     return Disk.copy(emulator, release.unpack(), tmp_path_factory.mktemp("card") / "card.img")
 
