@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from appliance.admin import updates
 from appliance.update import arrivals
@@ -120,6 +120,31 @@ def test_the_page_tells_by_itself(desk: Desk, chromium: Browser, tmp_path: Path)
     told = "holiday.raucb is no update, or only a part of one."
     expect(page.get_by_role("alert")).to_contain_text(told, timeout=SECONDS * 1000)
     expect(page.get_by_role("button", name="Send and install")).to_be_visible()
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_page_that_is_left_without_a_reply_asks_again(desk: Desk, chromium: Browser) -> None:
+    """A machine that restarts while it is asked never answers that; the page must not wait for it."""
+    page = chromium.new_page()
+    asked: list[Route] = []
+
+    def first_hangs(route: Route) -> None:
+        asked.append(route)
+        if len(asked) > 1:
+            route.fallback()
+
+    def as_if_restarting(route: Route) -> None:
+        work = '<section id="work" data-watch>Restarting</section>'
+        response = route.fetch()
+        route.fulfill(response=response, body=response.text().replace("<h1>", f"{work}<h1>", 1))
+        page.route("**/updates", first_hangs)
+
+    page.route("**/updates", as_if_restarting, times=1)
+    page.goto(f"{desk.site.url}/updates")
+    expect(page.get_by_text("Restarting")).to_be_visible()
+    expect(page.get_by_text("Restarting")).to_be_hidden(timeout=SECONDS * 1000)
+    assert len(asked) == 2
     page.close()
 
 

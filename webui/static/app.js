@@ -268,13 +268,20 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// ---- While Hob is waking up, look every now and then whether it is awake.
+// ---- What comes by itself. A machine that restarts may leave a request without an end, so each is given up after a while.
+
+const look = (address) =>
+  load(address, { signal: AbortSignal.timeout(20_000) })
+    .then(async (response) => (response.ok ? parse(await response.text()) : null))
+    .catch(() => null);
+
+// While Hob is waking up, look every now and then whether it is awake.
 
 async function awaken() {
   if (!$(".notice p")) return;
   await new Promise((done) => setTimeout(done, 3000));
-  const response = await load("/").catch(() => null);
-  const fresh = response?.ok && $(".notice", parse(await response.text()));
+  const page = await look("/");
+  const fresh = page && $(".notice", page);
   if (fresh) $(".notice").replaceWith(fresh);
   awaken();
 }
@@ -284,8 +291,7 @@ async function awaken() {
 async function watch() {
   if (!$("#work[data-watch]")) return;
   await new Promise((done) => setTimeout(done, 1000));
-  const response = await load(location.pathname).catch(() => null);
-  const page = response?.ok && parse(await response.text());
+  const page = await look(location.pathname);
   const [old, fresh] = [$("#work"), page && $("#work", page)];
   if (fresh) {
     for (const job of fresh.querySelectorAll(".job")) {
