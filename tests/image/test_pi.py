@@ -50,7 +50,7 @@ def board(card: Disk, folder: Path) -> DirectBoot:
 
 def tried(serial: str) -> list[str]:
     """The slots that U-Boot tried to start, a string for each time that it ran."""
-    runs = serial.split("U-Boot 20")[1:]
+    runs = serial.split("Core: ")[1:]  # the first line on this port; what comes before goes to another
     return ["".join(re.findall(r"Hob: slot (\w)", run)) for run in runs]
 
 
