@@ -287,6 +287,7 @@ async function awaken() {
 }
 
 // ---- Work on models, updates: while some is under way, the page looks how far it is, and then what came of it.
+// A device that goes down may not know any more what runs on it: that is no end.
 
 async function watch() {
   if (!$("#work[data-watch]")) return;
@@ -304,7 +305,7 @@ async function watch() {
     // What has come of it; a menu that is open there is left alone.
     const [here, there] = [$("#installed"), $("#installed", page)];
     if (here && there && !$("details[open]", here) && !here.contains(document.activeElement)) here.replaceWith(there);
-  } else if (page) {
+  } else if (page && !$("#installed[data-unknown]", page)) {
     // It is over. Without a view this is another page: a restart may have ended the session.
     if (!$("#view", page)) return location.reload();
     $("#view").replaceWith($("#view", page));
