@@ -8,6 +8,7 @@ HOB_ROOT set.
 """
 
 import configparser
+import fcntl
 import json
 import os
 import sys
@@ -75,7 +76,14 @@ def join(world: dict[str, object], name: str) -> None:
 
 
 def main() -> None:
-    """Do what one program is asked, in the world."""
+    """Do what one program is asked, in the world; one program after the other, as NetworkManager has them."""
+    with WORLD.with_suffix(".lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        act()
+
+
+def act() -> None:
+    """Do it, while the world is ours."""
     world = json.loads(WORLD.read_text())
     name, *arguments = sys.argv[1:]
     world["called"].append(" ".join([name, *arguments]))

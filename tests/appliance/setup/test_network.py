@@ -1,6 +1,7 @@
 """The process that keeps a device on a network, in a small world of one radio, a cable and a few routers."""
 
 import asyncio
+import fcntl
 import json
 import sys
 from collections.abc import Callable
@@ -40,11 +41,13 @@ class World:
         return found
 
     def set(self, **changes: Any) -> None:
-        """Change it, whole."""
-        new = self._file.with_suffix(".test")
-        now = self.get() if self._file.exists() else {}
-        new.write_text(json.dumps(now | changes))
-        new.replace(self._file)
+        """Change it, whole, between two programs."""
+        with self._file.with_suffix(".lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            now = self.get() if self._file.exists() else {}
+            new = self._file.with_suffix(".test")
+            new.write_text(json.dumps(now | changes))
+            new.replace(self._file)
 
 
 @pytest.fixture
